@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where the compiled parts are: the preloaded library, the BPF objects, the demo programs."""
+
+from pathlib import Path
+
+from fastsocket.errors import FastsocketError
+
+__all__ = ["NATIVE_DIR", "native_file"]
+
+NATIVE_DIR = Path(__file__).parent / "_native"
+
+
+def native_file(name: str) -> Path:
+    """Return the path of a compiled part, such as ``libfsocket.so`` or ``select.bpf.o``.
+
+    Raises:
+        FastsocketError: It was not built.
+    """
+    path = NATIVE_DIR / name
+    if not path.exists():
+        raise FastsocketError(
+            f"{name} is missing", f"{path.parent} has not been built", "run 'make setup'"
+        )
+    return path
