@@ -313,10 +313,11 @@ struct stand_in *fs_stand_in(struct listener *l, int epfd)
 int fs_claim(struct listener *l, int epfd)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
-	int saved_errno = errno, slot = -1, first = l->slot < 0, place;
+	int saved_errno = errno, slot = -1, first, place;
 	sigset_t saved;
 
 	fs_lock(&pl->lock, &saved);
+	first = l->slot < 0; /* known only now: threads claim at the same time */
 	sweep(pl);
 	if (first && !is_taken(pl, l->cookie)) {
 		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);

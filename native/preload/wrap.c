@@ -246,15 +246,14 @@ static COLD int polled_fd(struct listener *l, int epfd, int op)
 {
 	struct stand_in *own = fs_stand_in(l, epfd);
 
-	if (own || op != EPOLL_CTL_ADD)
-		return own ? own->fd : l->fd;
-	if (l->slot < 0)
-		fs_claim(l, epfd);
-	else if (l->epfd < 0)
-		l->epfd = epfd;
-	else if (l->epfd != epfd && l->tid != syscall(SYS_gettid) && fs_claim(l, epfd) >= 0)
-		return fs_stand_in(l, epfd)->fd;
-	return l->fd;
+	if (!own && op == EPOLL_CTL_ADD) {
+		if (l->slot >= 0 && l->epfd < 0)
+			l->epfd = epfd;
+		else if (l->slot < 0 || (l->epfd != epfd && l->tid != syscall(SYS_gettid)))
+			fs_claim(l, epfd);
+		own = fs_stand_in(l, epfd);
+	}
+	return own ? own->fd : l->fd;
 }
 
 static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, struct epoll_event *event)
