@@ -68,6 +68,15 @@ static __always_inline int is_late(const struct fs_page *page, struct fs_slot *s
 	return now - slot->seen_at > page->stall_ns;
 }
 
+/* The connections that wait for a late worker may be accepted by the others. */
+static __always_inline void ask_for_help(struct fs_listener *listener, struct fs_slot *slot)
+{
+	if (!slot->help && queued(slot)) {
+		slot->help = 1;
+		listener->help = 1;
+	}
+}
+
 static __always_inline __u32 in_window(const struct fs_slot *slot, __u64 epoch)
 {
 	return slot->epoch == epoch ? slot->window : 0;
@@ -157,8 +166,10 @@ static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_li
 		if (slot->state != FS_SLOT_CLAIMED)
 			continue;
 		*fallback = index;
-		if (is_late(page, slot, now))
+		if (is_late(page, slot, now)) {
+			ask_for_help(listener, slot);
 			continue;
+		}
 		if (window >= page->slack && window >= slot->quota) {
 			__u64 total = least_loaded(listener->slots, now) >> WINDOW_AT & 0xffffffff;
 			__u32 mean = total / (listener->claimed ?: 1);

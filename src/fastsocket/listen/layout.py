@@ -95,7 +95,8 @@ class Slot(ctypes.Structure):
         ("epoch", c_uint64),
         ("window", c_uint32),
         ("quota", c_uint32),
-        ("pad2", c_uint64 * 2),
+        ("help", c_uint32),
+        ("pad2", c_uint32 * 3),
     )
 
 
@@ -114,10 +115,12 @@ class Listener(ctypes.Structure):
         ("address", c_uint8 * 16),
         ("unslotted", c_uint32),
         ("reason", c_uint32),
+        ("help", c_uint32),
+        ("stolen", c_uint32),
         ("late_cookie", c_uint64),
         ("passed", c_uint64),
         ("cpu_slot", c_uint16 * MAX_CPUS),
-        ("pad", c_uint8 * 56),
+        ("pad", c_uint8 * 48),
         ("slot", Slot * MAX_SLOTS),
     )
 
