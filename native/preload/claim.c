@@ -257,6 +257,7 @@ static int begin_listening(struct listener *l, int fd)
 static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint64_t cookie,
 			int shared)
 {
+	int own = cookie == l->cookie;
 	struct fs_worker *worker = own_worker();
 	int index = find_slot(pl, cookie), before = index;
 	struct fs_slot *slot;
@@ -273,6 +274,9 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 	else
 		unlink_cpu(pl, index);
 	slot->shared = shared;
+	slot->own = own;
+	slot->fd = own ? l->fd : fd;
+	pl->backlog = l->backlog;
 	slot->worker = worker - fs_page->worker;
 	slot->accepted = slot->assigned;
 	slot->live = 0;
@@ -384,18 +388,16 @@ void fs_pause(struct listener *l, int index, int paused)
  * listen hands it over. The application's own socket listens again at once, for it may be
  * what the next worker polls.
  */
-static void hand_over(struct listener *l, struct fs_listener *pl, int index)
+static void hand_over(struct fs_listener *pl, int index, int fd)
 {
 	struct fs_slot *slot = &pl->slot[index];
-	int fd = fs_fd_of_cookie(l->page_index, slot->cookie);
 
-	if (pl->tier != FS_TIER_MIGRATE || !pl->claimed || !slot->published || fd < 0)
-		return;
-	if (NEXT(shutdown)(fd, SHUT_RD) < 0)
+	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
+	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
 		return;
 	slot->published = 0;
-	if (slot->cookie == l->cookie)
-		NEXT(listen)(fd, l->backlog);
+	if (slot->own)
+		NEXT(listen)(fd, pl->backlog);
 	else
 		set_state(pl, index, FS_SLOT_FREE);
 }
@@ -412,9 +414,36 @@ void fs_release(struct listener *l, int index)
 		return; /* taken over */
 	fs_lock(&pl->lock, &saved);
 	abandon(pl, index);
-	if (slot->state == FS_SLOT_ORPHAN)
-		hand_over(l, pl, index);
+	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
 	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
 		publish_all(l, pl);
+	fs_unlock(&pl->lock, &saved);
+}
+
+/* For the keeper, which is not written in C and has no other way to take a lock. */
+
+/* Give up the slots of dead workers. */
+__attribute__((visibility("default"))) void fsocket_sweep(struct fs_page *page, unsigned listener)
+{
+	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
+	sigset_t saved;
+
+	fs_page = page;
+	fs_lock(&pl->lock, &saved);
+	sweep(pl);
+	fs_unlock(&pl->lock, &saved);
+}
+
+/* Move the queue of a slot that is still an orphan; `fd` is its socket. */
+__attribute__((visibility("default"))) void fsocket_hand_over(struct fs_page *page,
+							      unsigned listener, unsigned slot,
+							      int fd)
+{
+	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
+	sigset_t saved;
+
+	fs_page = page;
+	fs_lock(&pl->lock, &saved);
+	hand_over(pl, slot & (FS_MAX_SLOTS - 1), fd);
 	fs_unlock(&pl->lock, &saved);
 }
