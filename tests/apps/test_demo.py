@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shutil import which
 
 import pytest
 from demo_tools import Demo, demo, get, load, run, wait_for
@@ -394,6 +395,7 @@ def test_out_of_descriptors(log: Path) -> None:
             client.close()
 
 
+@pytest.mark.skipif(which("valgrind") is None, reason="missing: valgrind")
 def test_instructions_a_connection(log: Path, tmp_path: Path) -> None:
     """The server's own work stays small beside the system calls that are to be measured."""
 

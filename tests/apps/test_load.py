@@ -88,6 +88,9 @@ def test_counts_every_connection(answer: bytes) -> None:
     assert result["errors"] == {"reset": 0, "refused": 0, "timeout": 0, "other": 0}
     assert result["unfinished"] == result["client_closed"] == 0
     assert sum(count for _, count in result["histogram"]) == 501
+    # A bucket's upper end is at most 1/128 above what fell into it; the mean is exact.
+    upper_mean = sum(upper * count for upper, count in result["histogram"]) / 501
+    assert 1.0 <= upper_mean / result["latency_us"]["mean"] <= 1 + 1 / 128
     assert result["cps"] == pytest.approx(501 / result["seconds"], rel=1e-3)
 
 
