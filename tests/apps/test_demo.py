@@ -193,6 +193,9 @@ def test_proxy_shares_among_backends(log: Path, tmp_path: Path) -> None:
         stats = proxy.stats()
         assert stats["active"] == 400
         assert stats["backend_errors"] == stats["live"] == 0
+        for pid in workers(proxy):
+            # Standard streams, the log, the listener, epoll, signals: no connection is left.
+            assert len(list(Path(f"/proc/{pid}/fd").iterdir())) <= 8
 
 
 def test_proxy_passes_large_bodies_both_ways(log: Path) -> None:

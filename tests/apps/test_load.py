@@ -408,6 +408,18 @@ def test_bad_usage(args: tuple[str, ...]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_few_open_files() -> None:
+    with odd_server(answering(OK)) as server:
+        limited = ["prlimit", "--nofile=80:80", str(native_file("fastsocket-load"))]
+        done = subprocess.run(
+            [*limited, "-j", "-n", "100", "-r", "500", "-p", "1", server.target],
+            capture_output=True,
+            timeout=30,
+            check=True,
+        )
+    assert json.loads(done.stdout)["completed"] == 100
+
+
 def test_foreign_source_address() -> None:
     done = run("fastsocket-load", "-s", "192.0.2.1", "127.0.0.1:80")
     assert done.returncode == 1
