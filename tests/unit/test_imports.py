@@ -18,6 +18,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(fastsocket.__file__).parent
 # A package imports from its own layer or from further down, never upwards and never in a circle.
 LAYERS = [
+    {"__main__"},
     {"cli"},
     {"app", "steer", "nic", "bench", "observe", "report"},
     {"listen", "local"},
