@@ -6,6 +6,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 SOURCES := src tests tools hatch_build.py
 C_FILES  = $(shell git ls-files 'native/*.c' 'native/*.h')
+# What `make bench` measures: the servers of the scenario "short".
+SERVERS ?= nginx haproxy lighttpd
 # How long `make soak` keeps going, in seconds.
 SOAK    ?= 1200
 
@@ -35,7 +37,11 @@ format: packages-all install ## rewrite the sources as lint wants them
 	clang-format-14 -i $(C_FILES)
 
 bench: packages-all install ## measure on this machine and write the figures into README and docs
-	$(BIN)/python tools/figures.py measure
+	mkdir -p docs/results
+	for server in $(SERVERS); do $(BIN)/fastsocket bench short --server $$server \
+		--output docs/results/short-$$server.json --force || exit 1; done
+	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
+	$(BIN)/python tools/figures.py
 
 soak: packages-all install ## the tests with real servers, again and again for SOAK seconds
 	@end=$$(($$(date +%s) + $(SOAK))); \
