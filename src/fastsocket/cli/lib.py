@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`fastsocket lib`: the path of the preloaded library, for LD_PRELOAD=$(fastsocket lib) nginx."""
+"""`fastsocket lib`: the path to preload."""
 
 import json
 
@@ -10,9 +10,9 @@ from fastsocket.native import native_file
 __all__ = ["command"]
 
 
-@click.command("lib")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Print the path of libfsocket.so, to be set as LD_PRELOAD."""
+    """Print the path of libfsocket.so, as in LD_PRELOAD=$(fastsocket lib) nginx."""
     path = str(native_file("libfsocket.so"))
-    click.echo(json.dumps({"library": path}) if as_json else path)
+    click.echo(json.dumps({"lib": path}) if as_json else path)
