@@ -23,6 +23,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import fastsocket
 from fastsocket.native import native_file
 
 __all__ = ["DESELECTED", "MODULES", "Comparison", "Side", "compare", "judge", "read", "sides"]
@@ -49,6 +50,7 @@ MODULE_SECONDS = 150
 RERUNS = 4
 # More differences than this are no flakiness, and rerunning them all would take too long.
 MOST_RERUN = 60
+SOURCES = Path(fastsocket.__file__).parents[1]
 WHOLE = " (the module did not finish)"
 # regrtest's progress line, "[ 3/37] test_select passed", and the ends that leave results.
 ENDED = re.compile(r"\[ *\d+/\d+(?:/\d+)?\] (\S+) (.*)")
@@ -85,7 +87,10 @@ class Comparison:
 def sides(launch: bool = False) -> tuple[Side, Side]:
     """Return stock and accelerated: by LD_PRELOAD, or under `fastsocket run` if launch is set."""
     if launch:
-        command = (sys.executable, "-m", "fastsocket", "run", "--")
+        # Not -m: the tests run in another folder, and PYTHONPATH would change what they test.
+        find = f"import sys; sys.path.insert(0, {str(SOURCES)!r})"
+        code = f"{find}; from fastsocket.cli.main import main; main()"
+        command = (sys.executable, "-c", code, "run", "--")
         return Side("stock"), Side("run", prefix=command)
     return Side("stock"), Side(
         "preload", variables={"LD_PRELOAD": str(native_file("libfsocket.so"))}
@@ -131,8 +136,7 @@ def judge(stock: Sequence[str], ours: Sequence[str]) -> bool:
 def compare(modules: Sequence[str], pair: tuple[Side, Side]) -> Comparison:
     """Run the modules on both sides at once, then rerun what differs; return the verdicts."""
     first = [_finish(run) for run in [_start(side, modules) for side in pair]]
-    names = set(first[0]) | set(first[1])
-    suspects = sorted(n for n in names if first[0].get(n, "absent") != first[1].get(n, "absent"))
+    suspects = _differing(*first)
     seen = [{name: [side.get(name, "absent")] for name in suspects} for side in first]
     if suspects and len(suspects) <= MOST_RERUN:
         for _ in range(RERUNS):
@@ -149,6 +153,14 @@ def compare(modules: Sequence[str], pair: tuple[Side, Side]) -> Comparison:
     )
 
 
+def _differing(stock: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    """Return the tests that differ; a module that did not finish on one side is one difference."""
+    names = set(stock) | set(ours)
+    lost = tuple(f"{name.removesuffix(WHOLE)}." for name in names if name.endswith(WHOLE))
+    different = {name for name in names if stock.get(name, "absent") != ours.get(name, "absent")}
+    return sorted(name for name in different if not name.startswith(lost))
+
+
 def _told(pair: tuple[Side, Side], stock: Sequence[str], ours: Sequence[str]) -> str:
     return ", ".join(
         f"{side.name} {'/'.join(f'{n} {what}' for what, n in collections.Counter(seen).items())}"
@@ -158,9 +170,9 @@ def _told(pair: tuple[Side, Side], stock: Sequence[str], ours: Sequence[str]) ->
 
 @dataclasses.dataclass
 class _Run:
+    name: str
     process: subprocess.Popen[str]
     folder: tempfile.TemporaryDirectory[str]
-    modules: Sequence[str]
 
 
 def _start(side: Side, modules: Iterable[str], only: Sequence[str] = ()) -> _Run:
@@ -186,19 +198,24 @@ def _start(side: Side, modules: Iterable[str], only: Sequence[str] = ()) -> _Run
         text=True,
         start_new_session=True,
     )
-    return _Run(process, folder, list(modules))
+    return _Run(side.name, process, folder)
 
 
 def _finish(run: _Run) -> dict[str, str]:
-    """Wait; a module that crashed or hung has no results, and stands for itself as failed."""
+    """Wait; a module that crashed or hung has no results, and stands for itself as failed.
+
+    Raises:
+        RuntimeError: No test module ran at all; the message has the end of the output.
+    """
     with run.folder:
         output = run.process.communicate()[0]
         path = Path(run.folder.name, "results.xml")
         outcomes = read(path.read_text()) if path.exists() else {}
     ends = dict(ENDED.findall(output))
     lost = {name for name, end in ends.items() if not end.startswith(ORDERLY)}
-    # Nothing ran at all: the launcher or the interpreter failed, which is a result too.
-    for module in lost if ends else run.modules:
+    if not ends:
+        raise RuntimeError(f"{run.name} ran no tests: {output[-500:]}")
+    for module in lost:
         outcomes[f"test.{module}{WHOLE}"] = "failed"
     return outcomes
 

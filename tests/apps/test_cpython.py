@@ -11,9 +11,17 @@ from tools import cpython
 pytestmark = pytest.mark.apps
 
 # Under the launcher, with its BPF tier: the modules that listen and are quick.
-LAUNCHED = ("test_epoll", "test_httplib", "test_select", "test_socketserver")
+LAUNCHED = (
+    "test_epoll",
+    "test_httplib",
+    "test_select",
+    "test_socketserver",
+    "test_asyncio.test_server",
+    "test_asyncio.test_sock_lowlevel",
+    "test_asyncio.test_streams",
+)
 
-# epoll_create1 as a faulty library would offer it.
+# What a faulty library would offer.
 FORGETS_CLOEXEC = """
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,7 +29,7 @@ int epoll_create1(int flags) { return syscall(SYS_epoll_create1, 0 * flags); }
 """
 CRASHES = """
 #include <stdlib.h>
-int epoll_create1(int flags) { (void)flags; abort(); }
+int epoll_wait(int epfd, void *events, int most, int timeout) { abort(); }
 """
 
 

@@ -27,6 +27,7 @@ PATIENCE = 20
 SERVER = """
 import socket, sys
 listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind(("127.0.0.1", int(sys.argv[1])))
 listener.listen(64)
 print("listening", flush=True)
@@ -97,6 +98,17 @@ def serve(prefix: Sequence[str], port: int) -> subprocess.Popen[str]:
     assert server.stdout
     assert server.stdout.readline() == "listening\n", server.communicate()[1]
     return server
+
+
+def until_asleep(pid: int) -> None:
+    """Wait until the process has slept for some time, which for SERVER means: in accept()."""
+    asleep = 0
+    deadline = time.monotonic() + PATIENCE
+    while asleep < 5:
+        assert time.monotonic() < deadline
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.02)
 
 
 @pytest.fixture(params=["run", "preload"])
@@ -175,6 +187,10 @@ def test_standard_streams_and_arguments_pass_unchanged() -> None:
 def test_signals_reach_the_command(accelerated: list[str], free_port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         server = serve(accelerated, free_port)
+        with socket.create_connection(("127.0.0.1", free_port), timeout=PATIENCE) as client:
+            assert client.recv(16) == b"hello"
+        # Python's handler only sets a flag: a signal between its check and accept() would be lost.
+        until_asleep(server.pid)
         server.send_signal(number)
         server.communicate(timeout=PATIENCE)
         assert server.returncode == -number
