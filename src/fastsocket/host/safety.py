@@ -54,11 +54,11 @@ def writers_of(path: Path, below: Path | None = None) -> str:
         below: The entry on the way. A sticky folder such as /tmp protects an entry of root's.
     """
     info = path.lstat()
+    sticky = info.st_mode & stat.S_ISVTX and below is not None and below.lstat().st_uid == 0
     if info.st_uid != 0:
         return f"user {_user(info.st_uid)}, who owns it"
-    if stat.S_ISLNK(info.st_mode):
-        return ""  # a link's own mode means nothing; the folder that holds it decides
-    if info.st_mode & stat.S_ISVTX and below is not None and below.lstat().st_uid == 0:
+    # A link's own mode means nothing: the folder that holds it decides.
+    if sticky or stat.S_ISLNK(info.st_mode):
         return ""
     if info.st_mode & stat.S_IWOTH:
         return "everybody"
