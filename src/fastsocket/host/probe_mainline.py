@@ -62,7 +62,7 @@ def vfs_fast_path() -> Feature:
     """Sockets stay out of the dentry cache and of the superblock's list of inodes.
 
     The 2014 system cut those shared locks out of every accept and close. Linux commits
-    4b936885ab04 ("fs: improve scalability of pseudo filesystems") and a209dfc7b0d9 ("vfs: dont
+    4b93688 ("fs: improve scalability of pseudo filesystems") and a209dfc7b0d9 ("vfs: dont
     chain pipe/anon/socket on superblock s_inodes list"), both in v3.1. Seen on a socket's own
     inode and dentry: neither is linked into anything, while those of a file are.
     """

@@ -3,6 +3,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -31,6 +32,7 @@ _SELECT, _SELECT_OR_MIGRATE = 39, 40  # enum bpf_attach_type
 _MIGRATING_SK = 48  # offset in struct sk_reuseport_md
 _SK_PASS = 1
 _NOBODY = 65534
+_REFUTED = 255  # exit code of a child whose probe said no; lower ones are errno values
 _ROUNDS = 4  # by chance alone, hashing picks the chosen one of two listeners each time in 1 of 16
 
 
@@ -94,18 +96,27 @@ def reuseport_cbpf_unprivileged() -> Feature:
 
 
 def _as_nobody(probe: Callable[[], bool]) -> bool:
-    """Run a probe in a child that has given up its user and with it its capabilities."""
+    """Run a probe in a child that has given up its user and with it its capabilities.
+
+    Raises:
+        OSError: What kept the probe from an answer, sent home as the exit code.
+    """
     child = os.fork()
     if child == 0:
-        code = 1
+        code = errno.ECHILD
         try:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
             os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-            code = 0 if probe() else 1
+            code = 0 if probe() else _REFUTED
+        except OSError as error:
+            code = error.errno or code
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code not in (0, _REFUTED):
+        raise OSError(abs(code), os.strerror(abs(code)))
+    return code == 0
 
 
 @contextlib.contextmanager
