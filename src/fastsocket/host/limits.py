@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fastsocket.host.cpulist import format_cpu_list, parse_cpu_list
+from fastsocket.host.cpulist import format_list, parse_list
 
 __all__ = ["CpuLimits", "live_limits", "read_limits"]
 
@@ -77,11 +77,11 @@ def read_limits(root: Path, pid: int | None, affinity: frozenset[int]) -> CpuLim
     """
     proc = root / "proc" / (str(pid) if pid else "self")
     online_text = _read(root / "sys/devices/system/cpu/online")
-    online = parse_cpu_list(online_text) if online_text else affinity
+    online = frozenset(parse_list(online_text)) if online_text else affinity
     allowed = affinity & online or affinity
     reasons = []
     if allowed < online:
-        reasons.append(f"affinity {format_cpu_list(allowed)} of {format_cpu_list(online)}")
+        reasons.append(f"affinity {format_list(allowed)} of {format_list(online)}")
     quota: float | None = None
     mounts = _cgroup_mounts(root, _read(proc / "mountinfo") or "")
     for controllers, path in _memberships(_read(proc / "cgroup") or ""):
@@ -92,7 +92,7 @@ def read_limits(root: Path, pid: int | None, affinity: frozenset[int]) -> CpuLim
             cpuset = _cpuset(folders)
             if cpuset and cpuset & allowed and not allowed <= cpuset:
                 allowed &= cpuset
-                reasons.append(f"cpuset {format_cpu_list(cpuset)} of {path}")
+                reasons.append(f"cpuset {format_list(cpuset)} of {path}")
             for folder in folders:
                 found = _quota(folder)
                 if found is not None and (quota is None or found < quota):
@@ -169,7 +169,7 @@ def _cpuset(folders: list[Path]) -> frozenset[int]:
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
             text = _read(folder / name)
             if text:
-                return parse_cpu_list(text)
+                return frozenset(parse_list(text))
     return frozenset()
 
 
