@@ -71,7 +71,9 @@ def test_another_loader(build) -> None:
 
 
 def test_glibcs_loader_run_as_a_program(build) -> None:
-    text = subprocess.run(["ldd", sys.executable], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["ldd", sys.executable], capture_output=True, text=True, check=True
+    ).stdout
     loader = next(word for word in text.split() if "/ld-linux" in word)
     assert classify(Path(loader)).reach is Reach.DYNAMIC
 
