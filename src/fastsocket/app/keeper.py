@@ -17,7 +17,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from fastsocket.app.protocol import Op, Request, pack_reply
 from fastsocket.bpf.libbpf import BpfError
@@ -294,7 +294,7 @@ class Keeper:
         return bool(self._watched)
 
 
-def become_keeper(keeper: Keeper) -> None:
+def become_keeper(keeper: Keeper) -> NoReturn:
     """Turn this forked process into the keeper: own session, no terminal, a name; never returns."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

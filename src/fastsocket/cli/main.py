@@ -18,6 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Start a server accelerated."),
     "lib": ("lib", "Print the path of libfsocket.so."),
     "status": ("status", "Show what is active, what is missing and why."),
+    "load": ("load", "Make parameters the host's defaults."),
+    "unload": ("unload", "Take back what load did."),
+    "log": ("log", "Print what Fastsocket did on this host."),
+    "doctor": ("doctor", "Say whether Fastsocket would help here."),
 }
 
 
