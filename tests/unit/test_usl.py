@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastsocket.bench.usl import Verdict, judge, predict
+from fastsocket.bench.law import Verdict, predict
+from fastsocket.bench.usl import judge
 from fastsocket.errors import FastsocketError
 
 pytestmark = pytest.mark.unit

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Start a server accelerated."),
     "lib": ("lib", "Print the path of libfsocket.so."),
     "status": ("status", "Show what is active, what is missing and why."),
+    "report": ("report", "Turn results and recordings into one page, or into Markdown."),
 }
 
 
