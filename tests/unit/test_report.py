@@ -91,6 +91,16 @@ def test_figures_reach_the_table_with_interval_and_verdict(tmp_path: Path) -> No
     assert rows["Lock contentions per 1,000 connections"][1].text == "needs root"
 
 
+def test_notes_interruption_and_call_sites_are_shown(tmp_path: Path) -> None:
+    stopped = {**document("short"), "interrupted": True}
+    section = result_sections(load_results(written(tmp_path, "short.json", stopped)))[0]
+    assert "interrupted" in section.text[0]
+    assert section.text[1].startswith("The load generator shared")
+    sites = section.tables[1]
+    assert [row[0].text for row in sites.rows] == ["inet_csk_accept", "__inet_lookup_established"]
+    assert [cell.text for cell in sites.rows[0]] == ["inet_csk_accept", "140", "0.400"]
+
+
 def test_a_host_that_all_results_share_stands_once(tmp_path: Path) -> None:
     other = document("crash")
     alike = [document("short"), document("crash")]
@@ -139,6 +149,7 @@ def without(*path: str) -> dict[str, Any]:
         (without("modes"), "`modes`"),
         (without("modes", "stock", "cps", "unit"), "`unit`"),
         ({**document("short"), "modes": {}}, "no finished round"),
+        ({**document("short"), "format": 2}, "written by another version"),
         ({"results": 3}, "not a result file of this version"),
     ],
 )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Scenarios, load, counters and statistics: how every figure of this project is measured."""
+"""Benchmarks: scenarios, servers, load, counters and statistics, in one place."""

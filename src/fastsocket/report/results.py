@@ -8,7 +8,11 @@ import msgspec
 from fastsocket.bench.law import Verdict
 from fastsocket.errors import UsageError
 
-__all__ = ["Core", "Host", "Metric", "Point", "Ratio", "Result", "load_results"]
+__all__ = ["FORMAT", "Core", "Host", "Metric", "Point", "Ratio", "Result", "load_results"]
+
+
+FORMAT = 1
+"""Version of the result files that are understood."""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -68,6 +72,9 @@ class Result(msgspec.Struct, frozen=True):
     """One result file. Keys that are not listed here are left alone: bench may write more.
 
     Attributes:
+        format: Version of the file's shape.
+        rounds: Complete rounds; `seconds` is the length of one run in them.
+        call_sites: Lock contentions per 1,000 connections by mode and kernel function.
         points: Of `scale` only: the same figures at each core count.
         usl: Of `scale` only: the scalability law by mode.
         per_core: How each CPU spent the run, by mode.
@@ -77,10 +84,16 @@ class Result(msgspec.Struct, frozen=True):
     host: Host
     modes: Modes
     ratios: Ratios
+    format: int = FORMAT
     server: str = ""
+    client: str = ""
     date: str = ""
-    runs: int | None = None
+    rounds: int | None = None
     seconds: float | None = None
+    connections: int | None = None
+    interrupted: bool = False
+    notes: list[str] = []
+    call_sites: dict[str, dict[str, float]] = {}
     points: list[Point] = []
     usl: dict[str, Verdict] = {}
     per_core: dict[str, list[Core]] = {}
@@ -116,6 +129,12 @@ def load_results(path: Path) -> list[Result]:
             "write it again with 'fastsocket bench SCENARIO --json'",
         ) from error
     for result in results:
+        if result.format != FORMAT:
+            raise UsageError(
+                f"{path} was written by another version of Fastsocket",
+                f"its format is {result.format}, and {FORMAT} is understood",
+                "use that version's 'fastsocket report', or run the bench again",
+            )
         if not result.modes and not result.points:
             raise UsageError(
                 f"{path} has no finished round of {result.scenario}",

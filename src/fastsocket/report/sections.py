@@ -20,6 +20,7 @@ from fastsocket.report.metrics import (
 from fastsocket.report.results import Core, Ratio, Result
 from fastsocket.report.tables import (
     Table,
+    call_site_table,
     heading,
     host_rows,
     law_table,
@@ -90,12 +91,21 @@ def style_of(mode: str, index: int) -> str:
 def _facts(result: Result, host: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the host, where it differs between results, and how long was measured."""
     facts = list(host)
+    if result.rounds is not None:
+        rounds = f"{result.rounds} rounds"
+        facts.append(("Measured", rounds + (f" of {result.seconds:g} s" if result.seconds else "")))
+    if result.client:
+        load = f", {result.connections} connections" if result.connections else ""
+        facts.append(("Load", result.client + load))
     if result.date:
         facts.append(("Date", result.date))
-    if result.runs is not None:
-        rounds = f"{result.runs} rounds"
-        facts.append(("Measured", rounds + (f" of {result.seconds:g} s" if result.seconds else "")))
     return facts
+
+
+def _text(result: Result) -> list[str]:
+    """Return what must be said before the figures."""
+    stopped = "This run was interrupted: the figures are those of its complete rounds."
+    return [*([stopped] if result.interrupted else []), *result.notes]
 
 
 def _metric_section(key: str, result: Result, host: Sequence[tuple[str, str]]) -> Section:
@@ -103,13 +113,16 @@ def _metric_section(key: str, result: Result, host: Sequence[tuple[str, str]]) -
         *_ratio_charts(result),
         *_core_charts(result.per_core, result.host.cpus),
     ]
+    tables = [metric_table(result)]
+    if result.call_sites:
+        tables.append(call_site_table(result.call_sites))
     return Section(
         key,
         heading(result),
-        (),
+        _text(result),
         _cards(result),
         charts,
-        [metric_table(result)],
+        tables,
         _facts(result, host),
     )
 
@@ -228,7 +241,7 @@ def _scale_section(key: str, result: Result, host: Sequence[tuple[str, str]]) ->
         pair = f"Fastsocket over stock, {last.cores} cores"
         cards.append(_ratio_card(heading(result), metric, final, pair))
     charts = [*([chart] if chart else []), *_core_charts(last.per_core, result.host.cpus)]
-    return Section(key, heading(result), (), cards, charts, tables, _facts(result, host))
+    return Section(key, heading(result), _text(result), cards, charts, tables, _facts(result, host))
 
 
 def _scale_metrics(measured: set[str], first: str) -> list[str]:

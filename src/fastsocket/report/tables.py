@@ -19,6 +19,7 @@ from fastsocket.report.results import Host, Metric, Ratio, Result
 __all__ = [
     "Cell",
     "Table",
+    "call_site_table",
     "heading",
     "host_rows",
     "law_table",
@@ -31,6 +32,8 @@ __all__ = [
 _MODE_ORDER = ("stock", "reuseport", "fastsocket")
 _SUFFIX = {"us": " µs", "ns": " ns", "ms": " ms", "s": " s", "%": " %", "percent": " %"}
 """Units that are written behind a figure; others are in the metric's name."""
+
+_CALL_SITES = 10
 
 
 class Cell(NamedTuple):
@@ -119,6 +122,18 @@ def scale_table(result: Result, metric: str) -> Table:
     ]
     header = ["Cores", *modes, *(pair.replace("/", " / ") for pair in pairs)]
     return Table(f"{metric_text(metric).label} by cores", header, rows)
+
+
+def call_site_table(sites: dict[str, dict[str, float]]) -> Table:
+    """Return where locks were contended: the kernel functions that matter, the worst first."""
+    modes = mode_order(sites)
+    functions = dict.fromkeys(name for mode in modes for name in sites[mode])
+    worst = sorted(functions, key=lambda name: -max(sites[mode].get(name, 0) for mode in modes))
+    rows = [
+        [Cell(name), *(Cell(number(sites[mode].get(name, 0))) for mode in modes)]
+        for name in worst[:_CALL_SITES]
+    ]
+    return Table("Lock contentions per 1,000 connections by call site", ["Function", *modes], rows)
 
 
 def law_table(laws: dict[str, Verdict]) -> Table:
