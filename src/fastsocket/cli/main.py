@@ -18,6 +18,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Start a server accelerated."),
     "lib": ("lib", "Print the path of libfsocket.so."),
     "status": ("status", "Show what is active, what is missing and why."),
+    "top": ("top", "Watch CPUs, workers and decisions live."),
+    "record": ("record", "Record hours of samples to a small file."),
+    "export": ("export", "Serve the same figures to Prometheus."),
     "report": ("report", "Turn results and recordings into one page, or into Markdown."),
 }
 

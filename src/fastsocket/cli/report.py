@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from fastsocket.errors import MissingFeatureError, UsageError
+from fastsocket.observe.recording import is_recording
+from fastsocket.report.cores import recording_section
 from fastsocket.report.document import check_writable, render_markdown, write_aside
 from fastsocket.report.page import render
 from fastsocket.report.results import Result, load_results
@@ -61,9 +63,13 @@ def command(
 
 def _sections(files: Sequence[Path], with_2014: bool) -> list[Section]:
     results: list[Result] = []
+    recordings: list[Section] = []
     for path in files:
-        results += load_results(path)
-    sections = result_sections(results)
+        if is_recording(path):
+            recordings.append(recording_section(path, len(recordings)))
+        else:
+            results += load_results(path)
+    sections = result_sections(results) + recordings
     if with_2014:
         try:
             from fastsocket.report.history import history_sections
