@@ -218,7 +218,7 @@ def test_command_records_and_report_draws_it(tmp_path: Path) -> None:
     assert said["bytes"] == path.stat().st_size
     result = CliRunner().invoke(report_command, [str(path), "-o", str(page)])
     assert result.exit_code == 0, result.output
-    assert "CPU use per core over time" in page.read_text()
+    assert "CPU use per core, now" in page.read_text()
     result = CliRunner().invoke(record_command, [str(path)])
     assert isinstance(result.exception, ConflictError)
 

@@ -9,10 +9,10 @@ import click
 
 from fastsocket.errors import MissingFeatureError, UsageError
 from fastsocket.observe.recording import is_recording
-from fastsocket.report.cores import recording_section
+from fastsocket.report.cores import recordings_section
 from fastsocket.report.document import check_writable, render_markdown, write_aside
 from fastsocket.report.page import render
-from fastsocket.report.results import Result, load_results
+from fastsocket.report.results import load_results
 from fastsocket.report.sections import Section, result_sections
 
 __all__ = ["command"]
@@ -62,14 +62,11 @@ def command(
 
 
 def _sections(files: Sequence[Path], with_2014: bool) -> list[Section]:
-    results: list[Result] = []
-    recordings: list[Section] = []
-    for path in files:
-        if is_recording(path):
-            recordings.append(recording_section(path, len(recordings)))
-        else:
-            results += load_results(path)
-    sections = result_sections(results) + recordings
+    recordings = [path for path in files if is_recording(path)]
+    results = [one for path in files if path not in recordings for one in load_results(path)]
+    sections = result_sections(results)
+    if recordings:
+        sections.append(recordings_section(recordings))
     if with_2014:
         try:
             from fastsocket.report.history import history_sections

@@ -128,6 +128,7 @@ def line_chart(
     x_ticks: Sequence[float],
     write_x: Write,
     write_y: Write,
+    end: float | None = None,
     top: float | None = None,
 ) -> Element:
     """Draw lines over a numeric x axis, with interval bars where points have them.
@@ -137,16 +138,17 @@ def line_chart(
         description: One sentence with what the lines say, for those who do not see them.
         series: At least one line with at least one point.
         x_label: Written below the x axis.
-        x_ticks: Where the x axis has figures; its first and last are the axis' ends.
+        x_ticks: Where the x axis has figures; it begins at the first.
         write_x: Writes a figure of the x axis.
         write_y: Writes a figure of the y axis.
+        end: Right end of the x axis; by default its last figure.
         top: Upper end of the y axis; by default what the points need.
     """
     highest = max(max(y, high or y) for line in series for _, y, _, high in line.points)
     steps = ticks(top or highest)
     labelled = [line for line in series if line.label]
     right = WIDTH - max((len(line.label) * CHARACTER + 8 for line in labelled), default=RIGHT)
-    first, last = x_ticks[0], x_ticks[-1]
+    first, last = x_ticks[0], x_ticks[-1] if end is None else end
     floor = HEIGHT - BOTTOM
 
     def place_x(value: float) -> float:
