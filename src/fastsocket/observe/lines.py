@@ -39,7 +39,8 @@ def core_grid(cores: Sequence[CoreUse], width: int) -> Text:
         return Text("waiting for the second sample…", "dim")
     columns = max(1, min(len(cores), width // CELL))
     rows = -(-len(cores) // columns)
-    lines = []
+    legend = f" cpu {_SOFTIRQ} softirq {_REST} other busy% softirq%"
+    lines = [Text(legend, "dim", no_wrap=True, overflow="ellipsis")]
     for row in range(rows):
         line = Text(no_wrap=True)
         for core in cores[row::rows]:

@@ -39,7 +39,7 @@ class Screen(App[None]):
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #head { height: 1; text-style: bold; background: $panel; padding: 0 1; }
-    #cores { height: auto; max-height: 9; }
+    #cores { height: auto; max-height: 10; }
     #grid { height: auto; }
     #totals { height: auto; padding: 0 1; background: $boost; }
     #nobody { padding: 1; display: none; }
