@@ -2,8 +2,6 @@
 """Samples, their differences, and recordings that survive being cut anywhere."""
 
 import json
-import os
-import socket
 import struct
 import threading
 import time
@@ -21,7 +19,7 @@ from fastsocket.cli.record import command as record_command
 from fastsocket.cli.record import seconds
 from fastsocket.cli.report import command as report_command
 from fastsocket.errors import ConflictError, FastsocketError, UsageError
-from fastsocket.observe.applications import find_keepers, listeners_of, read_listeners
+from fastsocket.observe.applications import Applications, listeners_of
 from fastsocket.observe.host import HostSource, parse_cores
 from fastsocket.observe.record import record
 from fastsocket.observe.recording import MAGIC, Header, Recorder, Recording
@@ -282,8 +280,9 @@ def test_pace_is_kept_and_late_samples_do_not_pile_up() -> None:
     assert taken[-1] >= 0.2
 
 
-STATUS = {
-    "pid": 1,
+STATUS: dict[str, Any] = {
+    "pid": 5,
+    "keeper": 6,
     "listeners": [
         {
             "listener": 0,
@@ -314,38 +313,35 @@ STATUS = {
 
 
 def test_status_documents_become_listeners() -> None:
-    (listener,) = listeners_of(5, STATUS)
+    (listener,) = listeners_of(STATUS)
     assert (listener.app, listener.port, listener.passed) == (5, 80, 2)
     assert listener.slots == [Slot(4, 77, -1, "claimed", True, 2, 2, 10, 12, 1)]
     with pytest.raises(msgspec.ValidationError):
-        listeners_of(5, {"listeners": [{"address": "x"}]})
+        listeners_of({"pid": 5, "listeners": [{"address": "x"}]})
 
 
-def test_keepers_are_found_and_asked_and_silent_ones_do_not_block() -> None:
-    answering, silent = os.getpid(), 10**7 + os.getpid()
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper,
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stuck,
-    ):
-        keeper.bind(f"\0fastsocket/{answering}")
-        stuck.bind(f"\0fastsocket/{silent}")
-        for one in (keeper, stuck):
-            one.listen()
-        seen: list[bytes] = []
+def test_known_applications_are_asked_again_and_new_ones_looked_for_rarely() -> None:
+    searches: list[float] = []
+    asked: list[tuple[int, int]] = []
+    alive = True
 
-        def answer() -> None:
-            client, _ = keeper.accept()
-            with client:
-                seen.append(client.recv(100))
-                client.send(json.dumps(STATUS).encode())
+    def find() -> list[dict[str, Any]]:
+        searches.append(time.monotonic())
+        return [STATUS]
 
-        thread = threading.Thread(target=answer)
-        thread.start()
-        assert {answering, silent} <= set(find_keepers())
-        start = time.monotonic()
-        listeners = read_listeners()
-        took = time.monotonic() - start
-        thread.join()
-    assert [listener.port for listener in listeners if listener.app == answering] == [80]
-    assert seen == [struct.pack("=6I", 0x46534B31, 4, 0, 0, 0, 0)]
-    assert took < 2
+    def again(pid: int, keeper: int) -> dict[str, Any] | None:
+        asked.append((pid, keeper))
+        return STATUS if alive else None
+
+    applications = Applications(0.2, find, again)
+    assert len(applications.read()) == 1
+    assert len(applications.read()) == 1
+    alive = False
+    assert applications.read() == []
+    assert applications.read() == []
+    # One that is gone is not asked a second time, but found when the search is due.
+    assert asked == [(5, 6), (5, 6)]
+    assert len(searches) == 1
+    time.sleep(0.25)
+    assert len(applications.read()) == 1
+    assert len(searches) == 2

@@ -8,6 +8,7 @@ from threading import Event
 import click
 
 from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
+from fastsocket.observe.applications import Applications
 from fastsocket.observe.dashboard import dashboard
 from fastsocket.observe.host import HostSource
 from fastsocket.observe.record import stop_on_signals
@@ -53,7 +54,7 @@ def command(listen: str, *, once: bool, as_json: bool, as_dashboard: bool) -> No
             "nothing can be exported", str(error), "pip install 'fastsocket[export]'"
         ) from error
     registry = CollectorRegistry()
-    registry.register(SampleCollector(HostSource()))
+    registry.register(SampleCollector(HostSource(Applications(rescan=60).read)))
     if as_json:
         metrics = [
             {"name": sample.name, "labels": sample.labels, "value": sample.value}

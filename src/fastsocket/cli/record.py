@@ -9,6 +9,7 @@ from threading import Event
 import click
 
 from fastsocket.errors import UsageError
+from fastsocket.observe.applications import Applications
 from fastsocket.observe.host import HostSource
 from fastsocket.observe.record import describe, record, stop_on_signals
 from fastsocket.observe.recording import Recorder
@@ -45,7 +46,7 @@ def command(file: Path, interval: str, duration: str, *, as_json: bool) -> None:
     recorder, stop = Recorder(file, describe(every)), Event()
     try:
         with stop_on_signals(stop):
-            record(HostSource(), recorder.add, every, length, stop)
+            record(HostSource(Applications(rescan=60).read), recorder.add, every, length, stop)
     finally:
         recorder.close()
     size = file.stat().st_size

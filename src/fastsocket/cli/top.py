@@ -11,6 +11,7 @@ import msgspec
 
 from fastsocket.cli.record import seconds
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
+from fastsocket.observe.applications import Applications
 from fastsocket.observe.host import HostSource
 from fastsocket.observe.recording import Recording
 from fastsocket.observe.sample import Source, rates
@@ -29,7 +30,9 @@ def command(interval: str, replay: Path | None, *, as_json: bool) -> None:
     accepts and takeovers per second, queued connections, and whether they are stalled.
     """
     every = seconds(interval)
-    source: Source = HostSource() if replay is None else Recording(replay)
+    source: Source = (
+        HostSource(Applications(rescan=5).read) if replay is None else Recording(replay)
+    )
     if as_json:
         _print_once(source, 0.0 if replay else every)
         return

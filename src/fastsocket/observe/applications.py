@@ -1,56 +1,48 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The accelerated applications of this host, asked through their keepers.
+"""The listeners of every accelerated application of this host, as their keepers tell them."""
 
-A keeper listens on the abstract unix socket ``fastsocket/PID`` and answers a status request with
-one JSON document; native/include/keeper.h has the request.
-"""
-
-import contextlib
-import socket
-import struct
-from pathlib import Path
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from fastsocket.app.client import applications, ask
 from fastsocket.observe.sample import Listener, Slot
 
-__all__ = ["find_keepers", "listeners_of", "read_listeners"]
-
-_PREFIX = "@fastsocket/"
-_MAGIC, _OP_STATUS = 0x46534B31, 4
-_REQUEST = struct.pack("=IIIIII", _MAGIC, _OP_STATUS, 0, 0, 0, 0)
-_LONGEST_REPLY = 1 << 20
-_PATIENCE = 0.2
-"""Seconds that a keeper has for its answer: a stopped one must not stop the view of the others."""
+__all__ = ["Applications", "listeners_of"]
 
 
-def find_keepers(unix: Path = Path("/proc/net/unix")) -> list[int]:
-    """Return the pids of the applications that have a keeper, in rising order."""
-    pids = set()
-    for line in unix.read_text(encoding="utf-8", errors="replace").splitlines()[1:]:
-        name = line.split()[-1]
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).isdigit():
-            pids.add(int(name.removeprefix(_PREFIX)))
-    return sorted(pids)
+class Applications:
+    """Reads all listeners; looking for new applications is dear, so that is done more rarely.
 
+    Args:
+        rescan: Seconds after which all processes are looked through for new applications.
+        find: Returns the status of every application.
+        again: Returns the status of one, by its pid and its keeper's, or None if it is gone.
+    """
 
-def read_listeners() -> list[Listener]:
-    """Ask every keeper; one that is going, or belongs to another user, is left out."""
-    listeners = []
-    for pid in find_keepers():
-        with contextlib.suppress(OSError, msgspec.DecodeError, msgspec.ValidationError):
-            listeners += listeners_of(pid, _ask(pid))
-    return listeners
+    def __init__(
+        self,
+        rescan: float,
+        find: Callable[[], list[dict[str, Any]]] = applications,
+        again: Callable[[int, int], dict[str, Any] | None] = ask,
+    ) -> None:
+        self._rescan, self._find, self._again = rescan, find, again
+        self._known: dict[int, int] = {}
+        self._due = 0.0
 
-
-def _ask(pid: int) -> Any:
-    """Return the status document of one application."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
-        keeper.settimeout(_PATIENCE)
-        keeper.connect(f"\0{_PREFIX[1:]}{pid}")
-        keeper.send(_REQUEST)
-        return msgspec.json.decode(keeper.recv(_LONGEST_REPLY))
+    def read(self) -> list[Listener]:
+        """Return the listeners now; an application that does not answer is left out."""
+        if time.monotonic() >= self._due:
+            found = self._find()
+            # After the search, so that a slow one does not follow itself at once.
+            self._due = time.monotonic() + self._rescan
+        else:
+            answers = (self._again(pid, keeper) for pid, keeper in self._known.items())
+            found = [status for status in answers if status is not None]
+        self._known = {status["pid"]: status["keeper"] for status in found}
+        return [listener for status in found for listener in listeners_of(status)]
 
 
 class _PageSlot(msgspec.Struct):
@@ -81,10 +73,11 @@ class _PageListener(msgspec.Struct):
 class _Application(msgspec.Struct):
     """The part of an application's status document that is sampled."""
 
+    pid: int
     listeners: list[_PageListener]
 
 
-def listeners_of(pid: int, document: Any) -> list[Listener]:
+def listeners_of(document: Any) -> list[Listener]:
     """Return the listeners in an application's status document.
 
     Raises:
@@ -93,7 +86,7 @@ def listeners_of(pid: int, document: Any) -> list[Listener]:
     application = msgspec.convert(document, _Application)
     return [
         Listener(
-            pid,
+            application.pid,
             listener.address,
             listener.port,
             listener.tier,

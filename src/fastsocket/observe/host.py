@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fastsocket.observe.applications import read_listeners
 from fastsocket.observe.sample import Core, Listener, Sample
 
 __all__ = ["HostSource", "parse_cores"]
@@ -53,7 +52,7 @@ class HostSource:
 
     def __init__(
         self,
-        listeners: Callable[[], list[Listener]] = read_listeners,
+        listeners: Callable[[], list[Listener]],
         steering: Callable[[], dict[str, int]] = dict,
         proc: Path = Path("/proc"),
     ) -> None:
