@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unload": ("unload", "Take back what load did."),
     "log": ("log", "Print what Fastsocket did on this host."),
     "doctor": ("doctor", "Say whether Fastsocket would help here."),
+    "top": ("top", "Watch CPUs, workers and decisions live."),
+    "record": ("record", "Record hours of samples to a small file."),
+    "export": ("export", "Serve the same figures to Prometheus."),
+    "report": ("report", "Turn results and recordings into one page, or into Markdown."),
 }
 
 
