@@ -15,10 +15,6 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-from pyroute2.netlink import NLM_F_REQUEST, genlmsg  # type: ignore[import-untyped]
-from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
-from pyroute2.netlink.generic import GenericNetlinkSocket  # type: ignore[import-untyped]
-from pyroute2.netlink.generic.ethtool import ethtoolheader  # type: ignore[import-untyped]
 
 __all__ = ["COALESCE_FIELDS", "Ethtool", "FlowRule", "pack_rule", "unpack_rule"]
 
@@ -121,21 +117,8 @@ def unpack_rule(data: bytes) -> FlowRule | None:
     return FlowRule(flow, port, mask, queue)
 
 
-class _CoalesceMessage(genlmsg):  # type: ignore[misc]
-    """ETHTOOL_MSG_COALESCE_GET; attributes in the order of <linux/ethtool_netlink.h>."""
-
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("HEADER", "device"),
-        *((name, "uint8" if name.startswith("adaptive") else "uint32") for name in COALESCE_FIELDS),
-    )
-    device = ethtoolheader
-
-
 class Ethtool:
     """Ethtool requests for the interface `name` in the network namespace of the caller."""
-
-    _COALESCE_GET = 19
 
     def __init__(self, name: str) -> None:
         """Open a socket for the ioctl; no request is made yet."""
@@ -193,19 +176,10 @@ class Ethtool:
 
     def coalesce(self) -> dict[str, int]:
         """Return the coalescing parameters that the driver supports, by their ethtool(8) names."""
-        message = _CoalesceMessage()
-        message["cmd"], message["version"] = self._COALESCE_GET, 1
-        message["attrs"] = [("HEADER", {"attrs": [("ETHTOOL_A_HEADER_DEV_NAME", self.name)]})]
-        try:
-            with GenericNetlinkSocket() as netlink:
-                netlink.bind("ethtool", _CoalesceMessage)
-                replies = netlink.nlm_request(
-                    message, msg_type=netlink.prid, msg_flags=NLM_F_REQUEST
-                )
-                found = dict(next(iter(replies))["attrs"])
-        except NetlinkError as error:
-            raise OSError(error.code, str(error)) from error
-        return {name: found[name] for name in COALESCE_FIELDS if name in found}
+        # Imported here because pyroute2 takes longer to import than all other requests together.
+        from fastsocket.nic.coalesce import supported_coalesce
+
+        return supported_coalesce(self.name, COALESCE_FIELDS)
 
     def set_coalesce(self, values: dict[str, int]) -> None:
         """Set coalescing parameters; the others stay as they are."""
