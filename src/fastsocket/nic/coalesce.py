@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The interrupt throttling parameters that a driver supports, through ethtool netlink.
 
-Since Linux commit 95cddcb5cc76 ("ethtool: add infrastructure for centralized checking of
-coalescing parameters") (in v5.7) the kernel knows which ones a driver supports, and its netlink
-answer leaves out the others. pyroute2 lacks the message.
+The kernel checks parameters against the set that the driver declares, and its netlink answer
+leaves out those that are zero and not in it (net/ethtool/coalesce.c). pyroute2 lacks the message.
 """
 
 from typing import Any

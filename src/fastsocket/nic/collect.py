@@ -122,7 +122,7 @@ def collect_nic(name: str, root: Path = Path("/")) -> Nic:
             mtu=_number(base / "mtu", 0),
             channels=_counts(ethtool.channels),
             rings=_counts(ethtool.rings),
-            coalesce=_ask(ethtool.coalesce) or {},
+            coalesce={} if _deaf_virtio(base, driver) else _ask(ethtool.coalesce) or {},
             offloads={word: on for word, (on, changeable) in features.items() if changeable},
             indirection=table,
             hash_key=key,
@@ -207,6 +207,16 @@ def _model(bus: Path | None) -> str:
     if bus is None or not (vendor := _text(bus / "vendor")):
         return ""
     return f"{vendor.removeprefix('0x')}:{_text(bus / 'device').removeprefix('0x')}"
+
+
+def _deaf_virtio(base: Path, driver: str) -> bool:
+    """Whether this is a virtio card whose host offers no interrupt throttling.
+
+    virtio_net declares the parameters for every card, and refuses them at the attempt.
+    """
+    # VIRTIO_NET_F_VQ_NOTF_COAL is bit 52 and VIRTIO_NET_F_NOTF_COAL bit 53; the file is a string
+    # of bits that starts with bit 0.
+    return driver == "virtio_net" and "1" not in _text(base / "device/features")[52:54]
 
 
 def _queues(folder: Path, kind: str) -> list[int]:
