@@ -47,6 +47,15 @@ class Store:
         """Use `folder`; journals of a namespace other than the host's go into one below it."""
         self._folder = folder / namespace if namespace else folder
 
+    @classmethod
+    def of_namespace(cls, folder: Path | None = None) -> "Store":
+        """Return the store of the network namespace of the caller."""
+        # This sysctl exists in the host's own namespace only.
+        if Path("/proc/sys/net/core/netdev_max_backlog").exists():
+            return cls(folder or STATE_DIR)
+        number = Path("/proc/self/ns/net").stat().st_ino
+        return cls(folder or STATE_DIR, namespace=f"netns-{number}")
+
     def _path(self, target: str) -> Path:
         return self._folder / f"{target}.json"
 

@@ -9,7 +9,7 @@ from fastsocket.nic.journal import Journal, Store
 from fastsocket.nic.live import Host
 from fastsocket.nic.restore import Outcome, Progress, foreign_settings, restore, silent
 
-__all__ = ["still_there", "undo", "undo_locked"]
+__all__ = ["preview", "still_there", "undo", "undo_locked"]
 
 
 def undo(
@@ -54,6 +54,21 @@ def undo_locked(
         )
     store.remove(target)
     return outcome
+
+
+def preview(host: Host, store: Store, target: str, *, force: bool) -> dict[Setting, str]:
+    """Return what `undo` would write, as far as it can be told before a card starts anew."""
+    recorded = store.load(target)
+    journal = still_there(host, recorded) if recorded else None
+    if journal is None:
+        return {}
+    keep = {} if force else foreign_settings(host, journal)
+    values = {Setting.parse(key): value for key, value in journal.before.items()}
+    return {
+        setting: value
+        for setting, value in values.items()
+        if setting not in keep and host.read(setting) != value
+    }
 
 
 def still_there(host: Host, journal: Journal) -> Journal | None:
