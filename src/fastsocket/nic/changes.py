@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["ORDER", "RESETTING", "Change", "Note", "Plan", "Request", "Setting", "change"]
+__all__ = ["COMING", "ORDER", "RESETTING", "Change", "Note", "Plan", "Request", "Setting", "change"]
 
 # The order in which kinds of settings are changed: what makes the card start anew comes before
 # what it would forget by that.
@@ -24,6 +24,8 @@ ORDER = (
     "sysctl",
     "notrack",
 )
+# What stands for the value of a queue's setting before there is that queue.
+COMING = "not there yet"
 # Kinds that may make the card start anew, and forget settings of the other kinds.
 RESETTING = frozenset({"feature", "channels", "ring"})
 
@@ -95,7 +97,7 @@ class Change(msgspec.Struct, frozen=True, rename={"old": "from", "new": "to"}):
     setting: Setting
     what: str
     old: str
-    """Value now; "?" for what comes into being only while the plan is applied."""
+    """Value now, or `COMING`."""
     new: str
     why: str
     risk: str

@@ -21,6 +21,10 @@ class Driver(msgspec.Struct, frozen=True):
     """Receive queues that RSS reaches, where they are fewer than the channels; 0 = all."""
     rss_exempt: tuple[str, ...] = ()
     """Beginnings of the models without that limit."""
+    pairs_vectors: bool = False
+    """With several transmit queues, each shares the interrupt of its receive queue."""
+    port_masks: bool = False
+    """Its flow rules take a mask of a port's bits; most take whole ports only."""
     ntuple_risk: str = "the card stops steering flows by itself"
 
 
@@ -32,13 +36,16 @@ DRIVERS: dict[str, Driver] = {
         dynamic_usecs=1,
         rss_queues=16,
         rss_exempt=("8086:1563", "8086:15a", "8086:15b", "8086:15c", "8086:15d", "8086:15e"),
+        port_masks=True,
         ntuple_risk="the card resets and stops sampling flows by itself (ATR)",
     ),
     # rx-usecs 1 and 3 are dynamic modes; 3 avoids the lowest latency class (igb_set_itr()).
     "igb": Driver(dynamic_usecs=3),
     "igc": Driver(dynamic_usecs=3),
     "e1000e": Driver(dynamic_usecs=3),
-    "i40e": Driver(ntuple_risk="the card stops sampling flows by itself (ATR)"),
+    # tg3_request_irq(): vectors are named txrx as soon as there is more than one to send on.
+    "tg3": Driver(pairs_vectors=True),
+    "mlx5_core": Driver(port_masks=True),
     "virtio_net": Driver(channels_risk="queues stop for a moment; no packet is lost on most hosts"),
     "veth": Driver(channels_risk="packets in flight on queues that go are lost"),
 }

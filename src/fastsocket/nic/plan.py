@@ -18,6 +18,7 @@ from fastsocket.nic.tuning import (
     plan_rss,
     plan_rules,
     plan_sysctls,
+    takes_slices,
 )
 
 __all__ = ["choose_cpus", "lay_out_cards", "make_plan"]
@@ -43,6 +44,8 @@ def make_plan(facts: HostFacts, request: Request) -> Plan:
             notes.append(foreign)
         else:
             changes.append(line)
+    if profile.slices:
+        notes.extend(_slice_notes(facts, request))
     changes.sort(key=lambda line: ORDER.index(line.setting.kind))
     return Plan(
         facts.target,
@@ -99,7 +102,7 @@ def _all_changes(facts: HostFacts, request: Request, profile: Profile) -> Iterat
         yield from plan_rfs(layout, profile)
         yield from _plan_irqbalance(facts, layout)
         if profile.slices:
-            yield from plan_rules(layout, facts)
+            yield from plan_rules(layout, facts, choose_cpus(facts, request))
     moves = bool(profile.flow_entries) or any(
         share for layout in layouts if layout.nic.kind == "card" for share in layout.shares
     )
@@ -131,7 +134,12 @@ def _not_ours(facts: HostFacts, line: Change) -> Note | None:
         return Note("warning", "interrupts are not ours to move", "/proc/irq is read-only", where)
     if setting.kind == "sysctl" and not facts.owns.sysctls:
         return Note("warning", f"{setting.name} is not ours", "/proc/sys is read-only", where)
-    if setting.kind in ("rps", "xps", "rfs") and not facts.nic(setting.interface).writable:
+    nic = facts.nic(setting.interface) if setting.interface else None
+    # More queues of a virtual interface are of no use without XPS.
+    sets_queues = setting.kind in ("rps", "xps", "rfs") or (
+        nic is not None and nic.kind == "virtual" and setting.kind == "channels"
+    )
+    if nic is not None and sets_queues and not nic.writable:
         what = f"queues of {setting.interface} are not ours to set"
         return Note("warning", what, "/sys is read-only", where)
     if setting.kind == "rfs" and not facts.owns.host_namespace:
@@ -171,6 +179,20 @@ def _notes(facts: HostFacts, request: Request, changes: bool) -> Iterator[Note]:
     if facts.sysctls.get("net.ipv4.tcp_syncookies") == "0":
         why = "a full backlog then drops new connections"
         yield Note("warning", "SYN cookies are off", why, "set net.ipv4.tcp_syncookies to 1")
+
+
+def _slice_notes(facts: HostFacts, request: Request) -> Iterator[Note]:
+    for layout in lay_out_cards(facts, request):
+        if layout.nic.kind == "card" and not takes_slices(layout):
+            what = f"{layout.nic.name} does not bring backends' replies to the CPU that asked"
+            why = "it has no flow rules for slices of ports"
+            yield Note("info", what, why, "'fastsocket run --receive-flow-deliver' does")
+        elif layout.nic.kind == "card" and any(layout.shares):
+            what = (
+                f"RPS moves some backends' replies away from the CPU that asked ({layout.nic.name})"
+            )
+            why = "the card brings them to a queue that feeds several CPUs"
+            yield Note("info", what, why, "'fastsocket run --receive-flow-deliver' moves them back")
 
 
 def _interface_notes(nic: Nic, changes: bool) -> Iterator[Note]:

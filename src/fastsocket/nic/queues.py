@@ -8,7 +8,7 @@ import msgspec
 
 from fastsocket.host.cpulist import format_list
 from fastsocket.host.topology import Topology, order_physical_first
-from fastsocket.nic.changes import Change, Setting, change
+from fastsocket.nic.changes import COMING, Change, Setting, change
 from fastsocket.nic.drivers import driver_of, rss_reach
 from fastsocket.nic.facts import Irq, Nic
 
@@ -137,6 +137,8 @@ def _plan_irqs(layout: Layout) -> Iterator[Change]:
     if nic.node >= 0:
         why += f", from NUMA node {nic.node} of the card on"
     alone = any(kind == "tx" for kind, _ in serving)
+    if driver_of(nic).pairs_vectors and len(layout.tx) > 1:
+        alone = False
     for direction, owners in (("rx", layout.rx), ("tx", layout.tx if alone else [])):
         for queue, cpu in enumerate(owners):
             irq = serving.get((direction, queue))
@@ -144,7 +146,7 @@ def _plan_irqs(layout: Layout) -> Iterator[Change]:
                 irq = irq or serving.get(("combined", queue))
             if irq is None and not layout.channels:
                 continue
-            old, new = irq.affinity if irq else "?", str(cpu)
+            old, new = irq.affinity if irq else COMING, str(cpu)
             if old != new:
                 setting = Setting("irq", nic.name, f"{direction}-{queue}")
                 yield change(setting, old, new, why, "none while that CPU is online")
@@ -183,7 +185,7 @@ def _plan_xps(layout: Layout) -> Iterator[Change]:
         # RSS may reach fewer queues than there are to send on.
         groups[queue % len(groups)].update(cpu for cpu in share if cpu not in served)
     for queue, group in enumerate(groups):
-        old = nic.tx[queue].xps_cpus if queue < len(nic.tx) else "?"
+        old = nic.tx[queue].xps_cpus if queue < len(nic.tx) else COMING
         new = format_list(group)
         if old != new:
             why = (

@@ -22,6 +22,7 @@ __all__ = [
     "plan_rules",
     "plan_sysctls",
     "port_slices",
+    "takes_slices",
 ]
 
 _NTUPLE = "rx-ntuple-filter"
@@ -124,25 +125,34 @@ def plan_rss(layout: Layout) -> Iterator[Change]:
         )
 
 
-def plan_rules(layout: Layout, facts: HostFacts) -> Iterator[Change]:
-    """Yield ntuple rules that bring a backend's replies to the CPU whose local port they carry."""
+def takes_slices(layout: Layout) -> bool:
+    """Whether the card can steer slices of ports to its queues."""
+    nic = layout.nic
+    able = _NTUPLE in nic.offloads and driver_of(nic).port_masks
+    return able and nic.rule_limit >= len(layout.rx) > 1
+
+
+def plan_rules(layout: Layout, facts: HostFacts, cpus: Sequence[int]) -> Iterator[Change]:
+    """Yield ntuple rules that bring a backend's replies to the CPU whose local port they carry.
+
+    Every CPU of `cpus` has a slice; those that own a queue get a rule.
+    """
     nic = layout.nic
     ports = facts.sysctls.get("net.ipv4.ip_local_port_range", "").split()
-    if _NTUPLE not in nic.offloads or len(ports) != 2 or nic.rule_limit < len(layout.rx):
+    if len(ports) != 2 or not takes_slices(layout):
         return
-    slices = port_slices(int(ports[0]), int(ports[1]), layout.rx)
-    wanted = [
-        str(FlowRule("tcp4", part.first, part.mask, queue)) for queue, part in enumerate(slices)
-    ]
-    missing = [rule for rule in wanted if rule not in nic.rules.values()]
+    queue_of = {cpu: queue for queue, cpu in reversed(list(enumerate(layout.rx)))}
+    missing = []
+    for part in port_slices(int(ports[0]), int(ports[1]), cpus):
+        if part.cpu in queue_of:
+            rule = str(FlowRule("tcp4", part.first, part.mask, queue_of[part.cpu]))
+            if rule not in nic.rules.values():
+                missing.append((part, rule))
     if missing and not nic.offloads[_NTUPLE]:
         setting = Setting("feature", nic.name, _NTUPLE)
-        why = "flow rules need it"
-        yield change(setting, "off", "on", why, driver_of(nic).ntuple_risk)
+        yield change(setting, "off", "on", "flow rules need it", driver_of(nic).ntuple_risk)
     free = (where for where in reversed(range(nic.rule_limit)) if where not in nic.rules)
-    owner = dict(zip(wanted, slices, strict=True))
-    for rule, where in zip(missing, free, strict=False):
-        part = owner[rule]
+    for (part, rule), where in zip(missing, free, strict=False):
         yield change(
             Setting("rule", nic.name, str(where)),
             "",
