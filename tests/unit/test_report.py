@@ -123,6 +123,10 @@ def test_markdown_has_the_tables_of_the_page(tmp_path: Path) -> None:
     out = tmp_path / "evaluation.md"
     assert run(path, "--markdown", "-o", out).exit_code == 0
     assert out.read_text() == result.stdout
+    assert result.stdout.startswith("# Fastsocket: measured\n")
+    # Written again, it is known as a report and replaced.
+    assert run(path, "--markdown", "--title", "Anew", "-o", out).exit_code == 0
+    assert out.read_text().startswith("# Anew\n")
 
 
 def test_markdown_cells_cannot_break_their_table() -> None:
