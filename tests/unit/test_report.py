@@ -198,6 +198,14 @@ def test_output_folder_must_exist(tmp_path: Path) -> None:
     assert "there is no folder" in str(result.exception)
 
 
+@pytest.mark.parametrize("place", [Path("/dev/null"), Path("/tmp")])
+def test_devices_and_folders_are_never_replaced(tmp_path: Path, place: Path) -> None:
+    result = run(written(tmp_path, "good.json", document("short")), "-o", place)
+    assert isinstance(result.exception, UsageError)
+    assert "no regular file" in str(result.exception)
+    assert not place.is_file()
+
+
 @given(st.floats(1e-6, 1e12))
 def test_ticks_start_at_zero_reach_the_top_and_are_few(top: float) -> None:
     steps = chart_ticks(top)

@@ -36,14 +36,15 @@ def check_writable(path: Path) -> None:
 
     Raises:
         ConflictError: There is a file that `fastsocket report` did not write.
-        UsageError: Its folder does not exist, or it is a folder itself.
+        UsageError: Its folder does not exist, or it is a folder or a device.
     """
     if not path.parent.is_dir():
         raise UsageError(
             f"cannot write {path}", f"there is no folder {path.parent}", "make it first"
         )
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}", "it is a folder", "name a file in it")
+    if path.exists() and not path.is_file():
+        # A page is renamed into its place: a device such as /dev/null would be gone.
+        raise UsageError(f"cannot write {path}", "it is no regular file", "name a file with -o")
     if path.exists():
         content = path.read_bytes().strip()
         page = content.startswith(MARKER.encode())
