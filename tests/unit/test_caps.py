@@ -96,7 +96,7 @@ def test_files_within_the_hard_limit(limits: dict, count: int, soft: int) -> Non
 
 
 def test_files_beyond_the_hard_limit(limits: dict) -> None:
-    with pytest.raises(MissingFeatureError, match="the keeper needs 2000 open files; .* is 1024"):
+    with pytest.raises(MissingFeatureError, match=r"needs 2000 open files; .* is 1024"):
         ensure_files(2000, "the keeper")
     assert limits[resource.RLIMIT_NOFILE] == (256, 1024)
 
