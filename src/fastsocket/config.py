@@ -47,7 +47,7 @@ ALLOWED = {
     "stall_us": "microseconds, 100 to 10000000",
     "slack": "percent, 0 to 1000",
     "lean": '"auto" or "off"',
-    "slots": "0 (one for each CPU that the application may use) to 1024",
+    "slots": "0 (two for each CPU that the application may use) to 256",
 }
 
 
@@ -63,20 +63,21 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         policy: How a new connection chooses its slot: `local` the CPU that received it, with
             spill; `spread` the least loaded; `hash` as the kernel does.
         stall_us: A worker busy for longer counts as stalled, in microseconds.
-        slack: By how many percent a slot may exceed the mean number of live connections before
-            connections go elsewhere.
+        slack: By how many percent a slot may exceed the mean of its listener, in new connections
+            within 17 ms, before connections go elsewhere.
         lean: `auto` learns per listener which segments a connection can do without; `off`.
-        slots: Listening sockets of each listener; 0 is one for each CPU that may be used.
+        slots: Listening sockets that are bound ahead, before a fork or a change of user; 0 is
+            two for each CPU that may be used, for a reload doubles the workers, and 16 at least.
     """
 
     enable_listen_spawn: Literal[0, 1, 2] = 2
     enable_receive_flow_deliver: Literal[0, 1] = 0
     enable_fast_epoll: Literal[0, 1] = 0
     policy: Literal["local", "spread", "hash"] = "local"
-    stall_us: Annotated[int, msgspec.Meta(ge=100, le=10_000_000)] = 2000
+    stall_us: Annotated[int, msgspec.Meta(ge=100, le=10_000_000)] = 5000
     slack: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 25
     lean: Literal["auto", "off"] = "off"
-    slots: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    slots: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
 
 
 class Advice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
