@@ -24,7 +24,7 @@ GOOD = {
     "stall_us": (100, 10_000_000),
     "slack": (0, 1000),
     "lean": ("auto", "off"),
-    "slots": (0, 1024),
+    "slots": (0, 256),
 }
 WRONG = {
     "enable_listen_spawn": (3, -1, True, "2", 1.0),
@@ -34,7 +34,7 @@ WRONG = {
     "stall_us": (99, 10_000_001, "100", 100.5),
     "slack": (-1, 1001),
     "lean": ("on", True),
-    "slots": (-1, 1025, [1]),
+    "slots": (-1, 257, [1]),
 }
 
 
