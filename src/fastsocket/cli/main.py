@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Start a server accelerated."),
     "lib": ("lib", "Print the path of libfsocket.so."),
     "status": ("status", "Show what is active, what is missing and why."),
+    "demo": ("demo", "The two-minute tour: stock, reuseport and Fastsocket side by side."),
+    "bench": ("bench", "Compare the modes of a server under load."),
 }
 
 

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The scenarios, one module each; `SCENARIOS` is what the command line offers."""
+
+from collections.abc import Mapping
+
+from fastsocket.bench.scenario import Scenario
+from fastsocket.bench.scenarios.short import Short
+
+__all__ = ["SCENARIOS"]
+
+SCENARIOS: Mapping[str, Scenario] = {known.name: known for known in (Short(),)}
