@@ -18,6 +18,9 @@ __all__ = ["CLIENTS", "Client", "Load", "Outcome", "client"]
 # Sources enough that no port is needed twice while its TIME_WAIT lasts (60 s).
 SOURCES = "127.0.0.2-127.0.0.33"
 
+# ab allocates 32 bytes for each request that it is allowed; -t ends it long before this many.
+AB_PER_SECOND = 200_000
+
 
 @dataclass(frozen=True)
 class Load:
@@ -154,7 +157,8 @@ class Ab:
         return [
             _installed("ab", "apache2-utils"),
             *("-q", "-r", "-c", str(load.connections), "-t", str(math.ceil(load.seconds))),
-            *("-n", "1000000000", f"http://{load.url_host}:{load.port}/"),
+            *("-n", str(AB_PER_SECOND * math.ceil(load.seconds))),
+            f"http://{load.url_host}:{load.port}/",
         ]
 
     def parse(self, output: str) -> Outcome:

@@ -17,12 +17,11 @@ from typing import Self
 
 from fastsocket.errors import FastsocketError
 
-__all__ = ["HOST_REASON", "Netspace"]
+__all__ = ["Netspace"]
 
 CLONE_NEWNET = 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 PORT_RANGE = "1024 65535"
-HOST_REASON = "runs in the host's network namespace: making one needs root (CAP_SYS_ADMIN)"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Self
 
 from fastsocket.bpf.libbpf import BpfError, BpfObject, possible_cpus
-from fastsocket.errors import FastsocketError, MissingFeatureError
+from fastsocket.errors import MissingFeatureError
 from fastsocket.native import native_file
 
 __all__ = ["ACCEPTS", "EVENTS", "SITES", "Accepts", "Events", "Probe"]
@@ -55,10 +55,12 @@ class Probe:
         try:
             self._object.set_variable(0, struct.pack("=qq", *_ACCEPT_NUMBERS[machine]))
             self._object.load()
-        except FastsocketError as error:
+        except BpfError as error:
             self._object.close()
             raise MissingFeatureError(
-                "the counters cannot be loaded", str(error), "needs root, or CAP_BPF + CAP_PERFMON"
+                "the BPF counters cannot be loaded",
+                os.strerror(error.errno),
+                "they need root, or CAP_BPF and CAP_PERFMON",
             ) from error
         self._cpus = possible_cpus()
         self._events = self._object.map("events")

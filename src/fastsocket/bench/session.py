@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastsocket.bench.clients import client
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.netspace import HOST_REASON
+from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import Probe
 from fastsocket.bench.process import free_port
 from fastsocket.bench.result import Result
@@ -32,6 +32,10 @@ PRIVATE_PORT = 8080
 # Descriptors that a process of the bench may need besides one for each connection.
 SPARE_FILES = 200
 DEFAULT_WARMUP = 0.3
+HOST_REASON = (
+    "runs share the host's network namespace, and segments include all other traffic of the host "
+    "(a namespace of their own needs root)"
+)
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,8 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
     modes = _modes(request.modes, chosen.modes, chosen.name)
     _raise_file_limit(request.connections + SPARE_FILES)
     seed = random.SystemRandom().getrandbits(32) if request.seed is None else request.seed
-    private, notes = os.geteuid() == 0, list[str]()
-    if not private:
-        notes.append(HOST_REASON)
+    notes: list[str] = []
+    private = _namespaces_work(notes)
     with ExitStack() as stack:
         probe, reason = _open_probe(stack)
         setup = Setup(
@@ -122,6 +125,16 @@ def _modes(wanted: Sequence[str], has: Sequence[Mode], name: str) -> list[Mode]:
         if Mode(word) not in has:
             raise UsageError(f"{name} has no mode {word!r}", todo=f"choose of {', '.join(has)}")
     return [mode for mode in Mode if mode in wanted]
+
+
+def _namespaces_work(notes: list[str]) -> bool:
+    """Try to make a network namespace; where that fails, note what it means for the figures."""
+    try:
+        Netspace.make().close()
+    except FastsocketError as error:
+        notes.append(f"{HOST_REASON}: {error}")
+        return False
+    return True
 
 
 def _open_probe(stack: ExitStack) -> tuple[Probe | None, str]:

@@ -46,7 +46,8 @@ def render(result: Result) -> RenderableType:
     """Return the tables of medians, of ratios and of call sites, and the notes."""
     host = result.host
     head = Text(
-        f"{result.scenario}: {result.server}, {result.rounds} rounds of {result.seconds:g} s, "
+        f"{result.scenario}: {result.server}, "
+        f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.seconds:g} s, "
         f"{result.connections} connections, {result.client}\n"
         f"{host.model}, {host.cpus} CPUs, Linux {host.kernel}, commit {host.commit}\n"
         "median [95 % bootstrap interval]; ratios taken round by round"
