@@ -86,9 +86,9 @@ class FastsocketLoad:
         """See :class:`Client`."""
         return [
             str(native_file("fastsocket-load")),
-            *("-a", f"{load.url_host}:{load.port}", "-c", str(load.connections)),
-            *("-t", f"{load.seconds:g}", "-W", f"{load.warmup:g}", "-p", str(load.processes)),
-            *("-s", SOURCES, "-j"),
+            *("-c", str(load.connections), "-p", str(load.processes), "-s", SOURCES, "-j"),
+            *("-t", f"{load.seconds:g}", "-W", f"{load.warmup:g}"),
+            f"{load.url_host}:{load.port}",
         ]
 
     def parse(self, output: str) -> Outcome:

@@ -12,6 +12,7 @@ _LOCKING = (
     "bpf_", "__bpf_", "__traceiter_", "trace_contention", "stack_trace",
     "_raw_", "__raw_", "native_queued_spin_lock", "__pv_", "pv_queued", "kvm_",
     "queued_", "do_raw_", "mutex_", "__mutex", "rwsem_", "down_", "up_", "percpu_",
+    "raw_spin_rq_lock", "task_rq_lock", "__task_rq_lock", "lock_timer_base",
     "osq_", "__lock", "lock_sock", "rt_mutex", "srso_", "__x86_",
 )  # fmt: skip
 

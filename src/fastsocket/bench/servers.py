@@ -5,6 +5,7 @@ Every server answers ``GET /`` with 64 bytes and closes the connection. A server
 into a directory of the run and stays in the foreground; the mode decides only how it listens.
 """
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -173,7 +174,8 @@ class Demo:
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
         program = str(native_file("fastsocket-demo"))
-        listen = ["-w", str(site.workers), "-c", "0", "-a", f"{site.address}:{site.port}"]
+        first = str(min(os.sched_getaffinity(0)))
+        listen = ["-w", str(site.workers), "-c", first, "-a", f"{site.address}:{site.port}"]
         own = ["--reuseport"] if mode.listens is Mode.REUSEPORT else []
         return [program, *listen, *own]
 
