@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Counters of the benchmark: lock contentions, reschedule interrupts, and for each accepting
- * thread how many connections it accepted and how many of them came in on its own CPU.
+ * Counters of the benchmark: lock contentions, reschedule interrupts, for each accepting thread
+ * how many connections it accepted and how many of them came in on its own CPU, and connections
+ * that ended unanswered: in the queue of a listener that closed, or in a process that died.
  *
  * Raw tracepoints need no tracefs and cost about a tenth of a perf tracepoint counter, so the
  * modes that are counted more often pay less for it. Only what is attached runs.
  */
 #include <linux/bpf.h>
 #include <linux/types.h>
+#include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
@@ -15,10 +17,18 @@
 #define MAX_SITES 4096
 #define MAX_FRAMES 24
 #define SOCK_STREAM 1
+#define PF_EXITING 0x4
+
+/* enum tcp_state of the kernel's include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
 
 enum event {
 	EVENT_CONTENTION,
 	EVENT_RESCHEDULE,
+	EVENT_QUEUED_LOST,
+	EVENT_ACCEPTED_LOST,
 	EVENTS,
 };
 
@@ -38,10 +48,18 @@ typedef struct {
 struct sock_common {
 	possible_net_t skc_net;
 	int skc_incoming_cpu;
+	__u16 skc_num;
 } __attribute__((preserve_access_index));
 
 struct sock {
 	struct sock_common __sk_common;
+	struct socket *sk_socket;
+} __attribute__((preserve_access_index));
+
+struct tcp_sock {
+	__u32 write_seq;
+	__u32 snd_una;
+	__u64 bytes_sent;
 } __attribute__((preserve_access_index));
 
 struct socket {
@@ -64,6 +82,7 @@ struct files_struct {
 
 struct task_struct {
 	struct files_struct *files;
+	unsigned int flags;
 } __attribute__((preserve_access_index));
 
 struct pt_regs___x86 {
@@ -73,6 +92,12 @@ struct pt_regs___x86 {
 struct pt_regs___arm64 {
 	int syscallno;
 } __attribute__((preserve_access_index));
+
+/* The listener whose connections count: inode number of its network namespace, and port. */
+struct target {
+	__u32 netns;
+	__u32 port;
+};
 
 struct accepts {
 	__u64 accepted;
@@ -86,13 +111,12 @@ struct {
 	__type(value, __u64);
 } events SEC(".maps");
 
-/* Entry 0: the inode number of the network namespace whose accepts count. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u32);
-} target SEC(".maps");
+	__type(value, struct target);
+} target_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -126,6 +150,17 @@ static __always_inline void count(enum event event)
 
 	if (value)
 		(*value)++;
+}
+
+/* Whether a socket of the server's side belongs to the listener that is watched. */
+static __always_inline bool is_watched(const struct sock *sk)
+{
+	struct target *target;
+	__u32 zero = 0;
+
+	target = bpf_map_lookup_elem(&target_map, &zero);
+	return target && BPF_CORE_READ(sk, __sk_common.skc_num) == target->port &&
+	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
 }
 
 static __always_inline long syscall_nr(const void *regs)
@@ -173,7 +208,7 @@ int on_accept(struct bpf_raw_tracepoint_args *ctx)
 {
 	long nr = syscall_nr((void *)ctx->args[0]);
 	struct accepts fresh = {}, *mine;
-	__u32 zero = 0, tid, *netns;
+	__u32 tid;
 	struct socket *socket;
 	struct sock *sk;
 
@@ -183,8 +218,7 @@ int on_accept(struct bpf_raw_tracepoint_args *ctx)
 	if (!socket || BPF_CORE_READ(socket, type) != SOCK_STREAM)
 		return 0;
 	sk = BPF_CORE_READ(socket, sk);
-	netns = bpf_map_lookup_elem(&target, &zero);
-	if (!netns || BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) != *netns)
+	if (!is_watched(sk))
 		return 0;
 	tid = bpf_get_current_pid_tgid();
 	mine = bpf_map_lookup_elem(&threads, &tid);
@@ -214,6 +248,34 @@ int on_contention_site(void *ctx)
 		__sync_fetch_and_add(seen, 1);
 	else
 		bpf_map_update_elem(&sites, &key, &one, BPF_NOEXIST);
+	return 0;
+}
+
+/*
+ * Arguments: socket, old state, new state. A queued connection has no struct socket yet. One that
+ * its owner's death closes is lost to the client only if nothing was ever written to it.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int on_lost(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (const struct sock *)ctx->args[0];
+	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
+	struct task_struct *task;
+	int from = ctx->args[1], to = ctx->args[2];
+
+	if (from != TCP_ESTABLISHED && from != TCP_CLOSE_WAIT)
+		return 0;
+	if (to == TCP_CLOSE_WAIT || !is_watched(sk))
+		return 0;
+	if (!BPF_CORE_READ(sk, sk_socket)) {
+		if (to == TCP_CLOSE)
+			count(EVENT_QUEUED_LOST);
+		return 0;
+	}
+	task = (struct task_struct *)bpf_get_current_task();
+	if (BPF_CORE_READ(task, flags) & PF_EXITING && !BPF_CORE_READ(tp, bytes_sent) &&
+	    BPF_CORE_READ(tp, write_seq) == BPF_CORE_READ(tp, snd_una))
+		count(EVENT_ACCEPTED_LOST);
 	return 0;
 }
 

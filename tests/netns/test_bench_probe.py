@@ -4,6 +4,7 @@
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 
 from fastsocket.bench.counters import read, window
 from fastsocket.bench.netspace import Netspace
-from fastsocket.bench.probe import ACCEPTS, EVENTS, SITES, Probe
+from fastsocket.bench.probe import ACCEPTS, EVENTS, LOSSES, SITES, Probe
 
 pytestmark = pytest.mark.netns
 
 COUNT = 50
+PORT = 8080
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def all_cpus():
 
 def connect_and_accept(netspace, client_cpu, server_cpu, count=COUNT):
     """Open `count` connections on one CPU and accept them on another."""
-    with netspace.entered(), socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+    with netspace.entered(), socket.create_server(("127.0.0.1", PORT), backlog=128) as listener:
         for _ in range(count):
             os.sched_setaffinity(0, {client_cpu})
             with socket.create_connection(listener.getsockname()):
@@ -75,7 +77,7 @@ def test_namespace_knows_its_processes(netspace):
 
 def test_accepts_on_the_same_cpu_are_local(netspace, all_cpus):
     with Probe() as probe, probe.attached(*ACCEPTS):
-        probe.watch(netspace.inode)
+        probe.watch(netspace.inode, PORT)
         connect_and_accept(netspace, all_cpus[0], all_cpus[0])
         assert probe.accepts() == {threading.get_native_id(): (COUNT, COUNT)}
 
@@ -84,18 +86,18 @@ def test_accepts_on_another_cpu_are_not_local(netspace, all_cpus):
     if len(all_cpus) < 2:
         pytest.skip("needs two CPUs")
     with Probe() as probe, probe.attached(*ACCEPTS):
-        probe.watch(netspace.inode)
+        probe.watch(netspace.inode, PORT)
         connect_and_accept(netspace, all_cpus[0], all_cpus[1])
         assert probe.accepts() == {threading.get_native_id(): (COUNT, 0)}
 
 
 def test_accepts_elsewhere_and_of_other_kinds_do_not_count(netspace, all_cpus, tmp_path):
     with Probe() as probe, probe.attached(*ACCEPTS), Netspace.make() as other:
-        probe.watch(netspace.inode)
+        probe.watch(netspace.inode, PORT)
         connect_and_accept(other, all_cpus[0], all_cpus[0])
         assert probe.accepts() == {}
         with netspace.entered(), socket.socket() as idle:
-            idle.bind(("127.0.0.1", 0))
+            idle.bind(("127.0.0.1", PORT))
             idle.listen()
             idle.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -106,18 +108,48 @@ def test_accepts_elsewhere_and_of_other_kinds_do_not_count(netspace, all_cpus, t
 def test_watch_forgets_what_was_before(netspace, all_cpus):
     with Probe() as probe, probe.attached(*ACCEPTS):
         for count in (3, 2):
-            probe.watch(netspace.inode)
+            probe.watch(netspace.inode, PORT)
             connect_and_accept(netspace, all_cpus[0], all_cpus[0], count)
             assert [each.accepted for each in probe.accepts().values()] == [count]
 
 
 def test_nothing_counts_unattached(netspace, all_cpus):
     with Probe() as probe:
-        probe.watch(netspace.inode)
+        probe.watch(netspace.inode, PORT)
         connect_and_accept(netspace, all_cpus[0], all_cpus[0])
         assert probe.accepts() == {}
-        assert probe.events() == (0, 0)
+        assert probe.events() == (0, 0, 0, 0)
         assert probe.sites() == []
+
+
+def test_connections_lost_in_a_queue_are_told_from_those_of_a_dead_owner(netspace):
+    """Three queued and two accepted when the only process dies; one was answered before."""
+    code = f"""if True:
+        import os, signal, socket, sys
+        listener = socket.create_server(("127.0.0.1", {PORT}))
+        print("ready", flush=True)
+        kept = [listener.accept()[0] for _ in range(3)]
+        kept[0].sendall(b"answer")
+        print("accepted", flush=True)
+        signal.pause()
+    """
+    with Probe() as probe, probe.attached(*LOSSES):
+        probe.watch(netspace.inode, PORT)
+        with netspace.entered():
+            server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+            server.stdout.readline()
+            clients = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(6)]
+        server.stdout.readline()
+        assert clients[0].recv(16) == b"answer"
+        before = probe.events()
+        server.kill()
+        server.wait()
+        after = probe.events()
+        for client in clients:
+            client.close()
+        server.stdout.close()
+    assert after.queued_lost - before.queued_lost == 3
+    assert after.accepted_lost - before.accepted_lost == 2
 
 
 def test_contentions_are_counted_with_their_stacks(all_cpus):
@@ -125,7 +157,7 @@ def test_contentions_are_counted_with_their_stacks(all_cpus):
     if len(all_cpus) < 2:
         pytest.skip("needs two CPUs")
     with Probe() as probe, probe.attached(*EVENTS, *SITES):
-        probe.watch(0)
+        probe.watch(0, 0)
         end = time.monotonic() + 10
         while not (probe.sites() and probe.events().contentions) and time.monotonic() < end:
             contend()

@@ -12,12 +12,13 @@ from fastsocket.bpf.libbpf import BpfError, BpfObject, possible_cpus
 from fastsocket.errors import MissingFeatureError
 from fastsocket.native import native_file
 
-__all__ = ["ACCEPTS", "EVENTS", "SITES", "Accepts", "Events", "Probe"]
+__all__ = ["ACCEPTS", "EVENTS", "LOSSES", "SITES", "Accepts", "Events", "Probe"]
 
 # Programs that are attached together.
 EVENTS = ("on_contention", "on_reschedule")
 ACCEPTS = ("on_accept",)
 SITES = ("on_contention_site",)
+LOSSES = ("on_lost",)
 
 # Numbers of accept and accept4: arch/x86/entry/syscalls/syscall_64.tbl and
 # include/uapi/asm-generic/unistd.h, which arm64 uses.
@@ -25,10 +26,16 @@ _ACCEPT_NUMBERS = {"x86_64": (43, 288), "aarch64": (202, 242)}
 
 
 class Events(NamedTuple):
-    """System-wide counts since the object was loaded."""
+    """Counts since the object was loaded, in the order of ``enum event``.
+
+    Contentions and reschedule interrupts are system-wide. Of the watched listener: connections that
+    ended in its queue, and connections that ended unanswered because their owner died.
+    """
 
     contentions: int
     reschedules: int
+    queued_lost: int
+    accepted_lost: int
 
 
 class Accepts(NamedTuple):
@@ -85,16 +92,17 @@ class Probe:
                     ) from error
             yield
 
-    def watch(self, netns: int) -> None:
-        """Forget accepts and call sites, and count those of namespace `netns` from now on."""
+    def watch(self, netns: int, port: int) -> None:
+        """Forget accepts and call sites; from now on count for `port` in namespace `netns`."""
         for table in (self._threads, self._sites):
             for key in list(table.keys()):
                 table.delete(key)
-        self._object.map("target").update(struct.pack("=I", 0), struct.pack("=I", netns))
+        target = struct.pack("=II", netns, port)
+        self._object.map("target_map").update(struct.pack("=I", 0), target)
 
     def events(self) -> Events:
-        """Return the system-wide counts."""
-        return Events(*(sum(self._per_cpu(index)) for index in range(2)))
+        """Return the counts of what has been attached so far."""
+        return Events(*(sum(self._per_cpu(index)) for index in range(len(Events._fields))))
 
     def accepts(self) -> dict[int, Accepts]:
         """Return the counts by thread id since :meth:`watch`."""

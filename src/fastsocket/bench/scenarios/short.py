@@ -74,7 +74,7 @@ def _watch_accepts(taken: Measurement, running: Stage) -> None:
         taken.put("local_percent", None, setup.probe_reason)
         taken.put("worker_cv", None, setup.probe_reason)
         return
-    probe.watch(running.netspace.inode)
+    probe.watch(running.netspace.inode, setup.port)
     with probe.attached(*ACCEPTS, *(SITES if setup.call_sites else ())):
         running.load(WATCH_SECONDS, WATCH_WARMUP)
         accepts = probe.accepts().values()
