@@ -19,7 +19,8 @@
 
 _Static_assert(sizeof(BODY) - 1 == 64, "the body has 64 bytes");
 
-static char buffer[64 * 1024];
+/* What is left over of a request is put before what comes. */
+static char buffer[REQUEST_MAX + 64 * 1024];
 
 static void end(struct worker *worker, int fd)
 {
@@ -96,34 +97,26 @@ static size_t take_requests(struct worker *worker, struct conn *conn, const char
 	return used;
 }
 
-/* A request in pieces, or several in one piece. false: the connection is over. */
-static bool receive_slowly(struct worker *worker, struct conn *conn, const char *data, size_t len)
+/*
+ * Takes a request that came in pieces, or several in one piece, out of the @len bytes in the
+ * buffer and keeps the rest. false: the connection is over.
+ */
+static bool receive_slowly(struct worker *worker, struct conn *conn, size_t len)
 {
-	size_t used;
+	size_t used = take_requests(worker, conn, buffer, len);
 
-	if (conn->partial) {
-		if (conn->partial_len + len > REQUEST_MAX)
-			return false;
-		memcpy(conn->partial + conn->partial_len, data, len);
-		conn->partial_len += len;
-		data = conn->partial;
-		len = conn->partial_len;
-	}
-	used = take_requests(worker, conn, data, len);
 	len -= used;
-	if (conn->last || len == 0) {
-		free(conn->partial);
-		conn->partial = NULL;
-		conn->partial_len = 0;
+	free(conn->partial);
+	conn->partial = NULL;
+	conn->partial_len = 0;
+	if (conn->last || len == 0)
 		return true;
-	}
 	if (len > REQUEST_MAX)
 		return false;
-	if (!conn->partial)
-		conn->partial = malloc(REQUEST_MAX);
+	conn->partial = malloc(len);
 	if (!conn->partial)
 		return false;
-	memmove(conn->partial, data + used, len);
+	memcpy(conn->partial, buffer + used, len);
 	conn->partial_len = len;
 	return true;
 }
@@ -135,7 +128,11 @@ void serve_event(struct worker *worker, int fd)
 	ssize_t n;
 
 	if (likely(!conn->blocked)) {
-		n = recv(fd, buffer, sizeof(buffer), 0);
+		size_t before = conn->partial_len;
+
+		if (unlikely(before))
+			memcpy(buffer, conn->partial, before);
+		n = recv(fd, buffer + before, sizeof(buffer) - before, 0);
 		if (n <= 0) {
 			if (n == 0 || errno != EAGAIN)
 				end(worker, fd);
@@ -147,7 +144,7 @@ void serve_event(struct worker *worker, int fd)
 			worker->counters->requests++;
 			conn->owed = 1;
 			conn->last = true;
-		} else if (!receive_slowly(worker, conn, buffer, n)) {
+		} else if (!receive_slowly(worker, conn, before + n)) {
 			end(worker, fd);
 			return;
 		}

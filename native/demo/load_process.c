@@ -258,7 +258,10 @@ static void start(struct process *process, uint64_t intended, uint64_t now)
 		tally->late_starts += now - intended > LATE_NS;
 	}
 	enqueue(&process->active, slot, now);
-	if (!open_connection(process, slot))
+	/* Open loop: who has waited for so long is gone before the connection could begin. */
+	if (now - intended >= process->plan->timeout_ns)
+		give_up(process, slot, CAUSE_TIMEOUT);
+	else if (!open_connection(process, slot))
 		give_up_errno(process, slot, errno);
 }
 
@@ -401,14 +404,13 @@ static void handle(struct process *process, struct slot *slot, uint32_t events)
 		receive(process, slot, events & EPOLLRDHUP);
 }
 
-/* When the next connection is to start; UINT64_MAX: not before something ends. */
-static uint64_t next_start(const struct process *process, uint64_t now)
+/* When the next connection should start, whether or not it can; UINT64_MAX: none is to come. */
+static uint64_t next_intended(const struct process *process, uint64_t now)
 {
 	const struct plan *plan = process->plan;
 	uint64_t intended = now;
 
-	if (now >= process->stop_ns || !process->free || process->busy >= process->at_once ||
-	    process->tally->started >= process->share)
+	if (process->tally->started >= process->share)
 		return UINT64_MAX;
 	if (plan->rate > 0) {
 		double place = (double)process->scheduled * plan->processes + process->index;
@@ -416,6 +418,14 @@ static uint64_t next_start(const struct process *process, uint64_t now)
 		intended = process->control->start_ns + (uint64_t)(place * NS_PER_SEC / plan->rate);
 	}
 	return intended < process->stop_ns ? intended : UINT64_MAX;
+}
+
+/* When the next connection can start; UINT64_MAX: not before something ends. */
+static uint64_t next_start(const struct process *process, uint64_t now)
+{
+	if (!process->free || process->busy >= process->at_once)
+		return UINT64_MAX;
+	return next_intended(process, now);
 }
 
 static void expire(struct process *process, uint64_t now)
@@ -476,7 +486,7 @@ static bool done(struct process *process, uint64_t now)
 		return false;
 	if (process->plan->hold)
 		return now >= process->stop_ns;
-	return now >= process->stop_ns || process->tally->started >= process->share;
+	return next_intended(process, now) == UINT64_MAX;
 }
 
 static struct request *make_requests(const struct plan *plan, bool keep)
