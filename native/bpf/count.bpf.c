@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 
 #define MAX_THREADS 4096
 #define MAX_SITES 4096
@@ -48,12 +49,15 @@ typedef struct {
 struct sock_common {
 	possible_net_t skc_net;
 	int skc_incoming_cpu;
-	__u16 skc_num;
 } __attribute__((preserve_access_index));
 
 struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket;
+} __attribute__((preserve_access_index));
+
+struct inet_sock {
+	__be16 inet_sport;
 } __attribute__((preserve_access_index));
 
 struct tcp_sock {
@@ -152,14 +156,18 @@ static __always_inline void count(enum event event)
 		(*value)++;
 }
 
-/* Whether a socket of the server's side belongs to the listener that is watched. */
+/*
+ * Whether a socket of the server's side belongs to the listener that is watched. Its port is read
+ * from inet_sport: a closing socket has given inet_num back when the tracepoint runs.
+ */
 static __always_inline bool is_watched(const struct sock *sk)
 {
+	const struct inet_sock *inet = (const struct inet_sock *)sk;
 	struct target *target;
 	__u32 zero = 0;
 
 	target = bpf_map_lookup_elem(&target_map, &zero);
-	return target && BPF_CORE_READ(sk, __sk_common.skc_num) == target->port &&
+	return target && bpf_ntohs(BPF_CORE_READ(inet, inet_sport)) == target->port &&
 	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
 }
 
