@@ -32,6 +32,9 @@ class Recorded:
     def __init__(self, fail_at: int = -1, error: BaseException | None = None):
         self.calls, self.fail_at, self.error = [], fail_at, error
 
+    def prepare(self, setup):
+        return setup
+
     def measure(self, setup, mode):
         if len(self.calls) == self.fail_at:
             raise self.error

@@ -24,7 +24,12 @@ AB_PER_SECOND = 200_000
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a client: `warmup` seconds that do not count, then `seconds` that do."""
+    """What is asked of a client: `warmup` seconds that do not count, then `seconds` that do.
+
+    With a `rate`, connections start at fixed times, whatever the server does, and latency counts
+    from there (no coordinated omission); without, `connections` are kept going. With `hold`, that
+    many connections are opened, make one request each and stay open for `seconds`.
+    """
 
     url_host: str
     port: int
@@ -33,6 +38,8 @@ class Load:
     warmup: float
     processes: int
     directory: Path
+    rate: float | None = None
+    hold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class Outcome:
     completed: int
     errors: int
     latency_us: Mapping[str, float] = field(default_factory=dict)
+    error_kinds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def per_second(self) -> float | None:
@@ -60,6 +68,10 @@ class Client(Protocol):
     @property
     def warms_up(self) -> bool:
         """Whether it leaves its own warm-up out; otherwise a load of its own comes before."""
+
+    @property
+    def versatile(self) -> bool:
+        """Whether it can keep a rate, hold connections and name the kinds of errors."""
 
     def command(self, load: Load) -> list[str]:
         """Return the command; it ends by itself.
@@ -81,12 +93,18 @@ class FastsocketLoad:
 
     name = "fastsocket-load"
     warms_up = True
+    versatile = True
 
     def command(self, load: Load) -> list[str]:
         """See :class:`Client`."""
+        pace = ["-c", str(load.connections)]
+        if load.rate is not None:
+            pace = ["-r", f"{load.rate:g}"]
+        if load.hold is not None:
+            pace = ["--hold", str(load.hold), "-k", "1"]
         return [
             str(native_file("fastsocket-load")),
-            *("-c", str(load.connections), "-p", str(load.processes), "-s", SOURCES, "-j"),
+            *(*pace, "-p", str(load.processes), "-s", SOURCES, "-j"),
             *("-t", f"{load.seconds:g}", "-W", f"{load.warmup:g}"),
             f"{load.url_host}:{load.port}",
         ]
@@ -99,7 +117,12 @@ class FastsocketLoad:
                 seconds=float(said["seconds"]),
                 completed=int(said["completed"]),
                 errors=sum(int(count) for count in said["errors"].values()),
-                latency_us={name: float(value) for name, value in said["latency_us"].items()},
+                latency_us={
+                    name: float(value)
+                    for name, value in said["latency_us"].items()
+                    if value is not None
+                },
+                error_kinds={name: int(count) for name, count in said["errors"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(self.name, output) from error
@@ -123,6 +146,7 @@ class Wrk:
 
     name = "wrk"
     warms_up = False
+    versatile = False
 
     def command(self, load: Load) -> list[str]:
         """See :class:`Client`."""
@@ -151,6 +175,7 @@ class Ab:
 
     name = "ab"
     warms_up = False
+    versatile = False
 
     def command(self, load: Load) -> list[str]:
         """See :class:`Client`."""

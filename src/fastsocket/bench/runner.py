@@ -26,7 +26,7 @@ __all__ = ["Progress", "Rounds", "assemble", "run_rounds"]
 Progress = Callable[[int, int, str], None]
 
 # The pause before a run: the kernel takes the last namespace down, and other work shows itself.
-SETTLE_SECONDS = 0.1
+SETTLE_SECONDS = 0.25
 QUIET_SHARE = 0.1
 
 _PAIRS = (

@@ -16,7 +16,7 @@ from fastsocket.bench.modes import Mode
 from fastsocket.errors import FastsocketError, UsageError
 from fastsocket.native import native_file
 
-__all__ = ["ANSWER", "SERVERS", "Server", "Site", "server"]
+__all__ = ["ANSWER", "SERVERS", "Server", "Site", "Stall", "server"]
 
 ANSWER = "0123456789abcdef" * 4
 # Below the hard limit of open files that containers usually get (4,096 or more).
@@ -24,13 +24,32 @@ CONNECTIONS = 3000
 
 
 @dataclass(frozen=True)
+class Stall:
+    """One worker is away for `milliseconds` in every `every_milliseconds`.
+
+    It sleeps, or with `burn` it computes. A server that cannot do so by itself blocks in a write to
+    `log`, a FIFO that the scenario keeps full meanwhile: a log on a slow disk.
+    """
+
+    milliseconds: int
+    every_milliseconds: int
+    burn: bool
+    log: Path
+
+
+@dataclass(frozen=True)
 class Site:
-    """Where and how large: address and port to listen on, workers, and a directory for files."""
+    """Where and how large: address and port to listen on, workers, and a directory for files.
+
+    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall.
+    """
 
     address: str
     port: int
     workers: int
     directory: Path
+    keep_alive: bool = False
+    stall: Stall | None = None
 
     def file(self, name: str, text: str) -> Path:
         """Write a file of the server and return its path."""
@@ -75,6 +94,10 @@ class Nginx:
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
         reuseport = " reuseport" if mode.listens is Mode.REUSEPORT else ""
+        keep = "600s" if site.keep_alive else "0"
+        slow = ""
+        if site.stall:
+            slow = f"location = /slow {{ access_log {site.stall.log}; return 200 slow; }}"
         path = site.file(
             "nginx.conf",
             f"""\
@@ -89,11 +112,12 @@ events {{
 }}
 http {{
     access_log off;
-    keepalive_timeout 0;
+    keepalive_timeout {keep};
     client_body_temp_path {site.directory}/body;
     server {{
         listen {site.address}:{site.port}{reuseport};
-        return 200 "{ANSWER}";
+        {slow}
+        location / {{ return 200 "{ANSWER}"; }}
     }}
 }}
 """,
@@ -177,7 +201,12 @@ class Demo:
         first = str(min(os.sched_getaffinity(0)))
         listen = ["-w", str(site.workers), "-c", first, "-a", f"{site.address}:{site.port}"]
         own = ["--reuseport"] if mode.listens is Mode.REUSEPORT else []
-        return [program, *listen, *own]
+        keep = ["-k"] if site.keep_alive else []
+        stall = []
+        if site.stall:
+            times = f"{site.stall.milliseconds}/{site.stall.every_milliseconds}"
+            stall = ["--stall", times, *(["--burn"] if site.stall.burn else [])]
+        return [program, *listen, *own, *keep, *stall]
 
 
 SERVERS: Mapping[str, Server] = {

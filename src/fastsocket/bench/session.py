@@ -43,7 +43,8 @@ class Request:
     """What the user asked for; empty or None means the default.
 
     `modes` empty takes all that the server has; `port` 0 lets the bench choose; `seed` None draws
-    one, which the result names; `budget_seconds` ends the rounds early rather than exceed it.
+    one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
+    rounds early rather than exceed it.
     """
 
     scenario: str
@@ -58,6 +59,7 @@ class Request:
     seed: int | None = None
     run_options: Sequence[str] = ()
     call_sites: bool = False
+    rate: float | None = None
     budget_seconds: float | None = None
 
 
@@ -83,8 +85,13 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"no scenario {request.scenario!r}", todo=f"choose one of {', '.join(SCENARIOS)}"
         )
     chosen = server(request.server or scenario.servers[0])
+    if chosen.name not in scenario.servers:
+        raise UsageError(
+            f"{scenario.name} cannot be run with {chosen.name}",
+            todo=f"choose one of {', '.join(scenario.servers)}",
+        )
     modes = _modes(request.modes, chosen.modes, chosen.name)
-    _raise_file_limit(request.connections + SPARE_FILES)
+    _raise_file_limit(CONNECTIONS + SPARE_FILES)
     seed = random.SystemRandom().getrandbits(32) if request.seed is None else request.seed
     notes: list[str] = []
     private = _namespaces_work(notes)
@@ -104,8 +111,10 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             note=notes.append,
             run_options=request.run_options,
             call_sites=request.call_sites,
+            rate=request.rate,
         )
         stack.enter_context(_terminable())
+        setup = scenario.prepare(setup)
         advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))
         done = run_rounds(
             scenario, setup, modes, request.rounds, seed, advance, request.budget_seconds
@@ -154,7 +163,7 @@ def _raise_file_limit(needed: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise FastsocketError(
-            f"{needed} open files are needed", f"the hard limit is {hard}", "lower --connections"
+            f"{needed} open files are needed", f"the hard limit is {hard}", "raise it: ulimit -Hn"
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -20,6 +20,10 @@ LABELS = {
     "local_percent": "local %",
     "segments_per_conn": "segments/connection",
     "worker_cv": "worker spread (CV)",
+    "worker_cv_renewed": "  half renewed (CV)",
+    "p99_us_calm": "p99 us, no stall",
+    "accepted_lost": "lost with a worker",
+    "queued_lost": "lost in a queue",
 }
 SITES_SHOWN = 8
 

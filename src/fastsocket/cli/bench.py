@@ -52,6 +52,9 @@ INTERRUPTED = 130
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Listen here; 0 chooses.")
 @click.option("--seed", type=click.IntRange(0), help="Of the order of runs and the intervals.")
 @click.option("--run-options", default="", help="Options for 'fastsocket run', in one string.")
+@click.option(
+    "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
+)
 @click.option("--call-sites", is_flag=True, help="Name the functions that contend for locks.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON here.")
 @click.option("--force", is_flag=True, help="Let --output overwrite.")
@@ -68,6 +71,7 @@ def command(
     port: int,
     seed: int | None,
     run_options: str,
+    rate: float | None,
     call_sites: bool,
     output: Path | None,
     force: bool,
@@ -94,6 +98,7 @@ def command(
             port=port,
             seed=seed,
             run_options=shlex.split(run_options),
+            rate=rate,
             call_sites=call_sites,
         )
     )

@@ -4,8 +4,20 @@
 from collections.abc import Mapping
 
 from fastsocket.bench.scenario import Scenario
+from fastsocket.bench.scenarios.crash import Crash
+from fastsocket.bench.scenarios.longlived import Longlived
 from fastsocket.bench.scenarios.short import Short
+from fastsocket.bench.scenarios.stall import Stall
 
 __all__ = ["SCENARIOS"]
 
-SCENARIOS: Mapping[str, Scenario] = {known.name: known for known in (Short(),)}
+SCENARIOS: Mapping[str, Scenario] = {
+    known.name: known
+    for known in (
+        Short(),
+        Stall("stall", burn=False),
+        Stall("stall-burn", burn=True),
+        Crash(),
+        Longlived(),
+    )
+}

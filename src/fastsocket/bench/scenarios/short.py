@@ -40,6 +40,10 @@ class Short:
     }
     servers = tuple(SERVERS)
 
+    def prepare(self, setup: Setup) -> Setup:
+        """See :class:`fastsocket.bench.scenario.Scenario`."""
+        return setup
+
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
