@@ -54,31 +54,30 @@ def _middle_pairs(size: int) -> tuple[tuple[int, int, float], ...]:
 
     An odd resample has one middle value: both places are the same.
     """
-    half = size // 2
-
-    def below(draws: int, place: int) -> float:
-        """Chance that `draws` draws all fall on the first `place` values."""
-        return float((place / size) ** draws)
-
-    def at_least(place: int, rank: int) -> float:
-        """Chance that `rank` or more of all draws fall on the first `place` values."""
-        share = place / size
-        return sum(
-            comb(size, hits) * share**hits * (1 - share) ** (size - hits)
+    even, half = size % 2 == 0, size // 2
+    rank = half if even else half + 1
+    shares = [place / size for place in range(size + 1)]
+    # Chance that half of the draws all fall on the first `place` values.
+    below = [share**half for share in shares]
+    ways = [comb(size, hits) for hits in range(size + 1)]
+    # Chance that `rank` or more of all draws fall on the first `place` values.
+    reached = [
+        sum(
+            ways[hits] * share**hits * (1 - share) ** (size - hits)
             for hits in range(rank, size + 1)
         )
-
-    rank = half if size % 2 == 0 else half + 1
+        for share in shares
+    ]
     pairs = []
     for i in range(size):
-        here = at_least(i + 1, rank) - at_least(i, rank)
-        if size % 2 == 0:
-            lower = comb(size, half) * (below(half, i + 1) - below(half, i))
+        alone = reached[i + 1] - reached[i]
+        lower = ways[half] * (below[i + 1] - below[i]) if even else 0.0
+        if lower > _NEGLIGIBLE:
             for j in range(i + 1, size):
-                weight = lower * (below(half, size - j) - below(half, size - j - 1))
-                here -= weight
+                weight = lower * (below[size - j] - below[size - j - 1])
+                alone -= weight
                 pairs.append((i, j, weight))
-        pairs.append((i, i, here))
+        pairs.append((i, i, alone))
     return tuple(pair for pair in pairs if pair[2] > _NEGLIGIBLE)
 
 

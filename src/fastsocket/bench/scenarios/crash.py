@@ -98,33 +98,34 @@ def _runs(process: psutil.Process, program: str) -> bool:
 
 def _trouble(running: Stage, mode: Mode, ended: Callable[[], int | None]) -> tuple[int, int]:
     """Kill and reload until shortly before the load ends; return how often each."""
-    setup, kills, reloads = running.setup, 0, 0
+    setup, size = running.setup, running.setup.workers
+    kills = reloads = 0
     end = time.monotonic() + setup.seconds - QUIET_END_SECONDS
     time.sleep(PAUSE_SECONDS)
     while time.monotonic() < end and ended() is None:
         if setup.server.name in _RELOADABLE and (kills + reloads) % RELOAD_EVERY == 3:
-            fewer = max(setup.workers - (reloads + 1) % 2, 1)
-            setup.server.command(mode, running.resized(fewer))
+            size = max(setup.workers - (reloads + 1) % 2, 1)
+            setup.server.command(mode, running.resized(size))
             running.process.send_signal(signal.SIGHUP)
             reloads += 1
         elif workers := workers_of(running.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(workers[kills % len(workers)], signal.SIGKILL)
                 kills += 1
-            _await_respawn(running, set(workers))
+            _await_workers(running, size)
         time.sleep(PAUSE_SECONDS)
     return kills, reloads
 
 
-def _await_respawn(running: Stage, before: set[int]) -> None:
-    """Wait until a worker is there that was not before.
+def _await_workers(running: Stage, size: int) -> None:
+    """Wait until the server has `size` workers again; one that was retiring anyway is not replaced.
 
     Raises:
         FastsocketError: The server does not replace its workers.
     """
     end = time.monotonic() + RESPAWN_SECONDS
     while time.monotonic() < end:
-        if set(workers_of(running.process.pid)) - before:
+        if len(workers_of(running.process.pid)) >= size:
             return
         time.sleep(0.01)
     raise FastsocketError(f"{running.setup.server.name} did not replace a killed worker")
