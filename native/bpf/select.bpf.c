@@ -19,6 +19,7 @@
 #define QUEUE_AT 40
 #define WINDOW_AT 8
 #define UNCLAIMED (1ULL << 63)
+#define NO_SLOT (~0U)
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
 char LICENSE[] SEC("license") = "GPL";
@@ -65,6 +66,15 @@ static __always_inline int is_late(const struct fs_page *page, struct fs_slot *s
 		return busy && now > busy && now - busy > page->stall_ns;
 	}
 	return now - slot->seen_at > page->stall_ns;
+}
+
+/* The connections that wait for a late worker may be accepted by the others. */
+static __always_inline void ask_for_help(struct fs_listener *listener, struct fs_slot *slot)
+{
+	if (!slot->help && queued(slot)) {
+		slot->help = 1;
+		listener->help = 1;
+	}
 }
 
 static __always_inline __u32 in_window(const struct fs_slot *slot, __u64 epoch)
@@ -117,9 +127,10 @@ __noinline __u64 least_loaded(__u32 slots, __u64 now)
 
 /* Count the connection and hand it to the slot's socket. */
 static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_listener *listener,
-				    __u32 index, __u64 epoch, int spilled)
+				    __u32 index, __u64 now, int spilled)
 {
 	struct fs_slot *slot = &listener->slot[index & SLOT_MASK];
+	__u64 epoch = now >> WINDOW_SHIFT;
 	__u32 key = index & SLOT_MASK;
 
 	if (bpf_sk_select_reuseport(ctx, &fs_sockets, &key, 0))
@@ -138,23 +149,27 @@ static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_liste
 
 /* This CPU's slot, if its worker keeps up and has not had more than its share in this window;
  * the share is computed again only when the slot has used up its quota, so that CPUs which
- * are evenly loaded share no cache line here.
+ * are evenly loaded share no cache line here. *fallback is a slot of this CPU in any case.
  */
-static __always_inline int select_local(struct sk_reuseport_md *ctx, const struct fs_page *page,
-					struct fs_listener *listener, __u64 now, __u64 epoch)
+static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_listener *listener,
+					__u64 now, __u32 *fallback)
 {
-	__u32 cpu = bpf_get_smp_processor_id();
-	__u32 next = listener->cpu_slot[cpu & CPU_MASK];
-	__u32 best = FS_MAX_SLOTS, best_window = ~0U;
+	__u32 next = listener->cpu_slot[bpf_get_smp_processor_id() & CPU_MASK];
+	__u32 best = NO_SLOT, best_window = ~0U;
 
 	for (int i = 0; i < MAX_PER_CPU && next; i++) {
 		__u32 index = (next - 1) & SLOT_MASK;
 		struct fs_slot *slot = &listener->slot[index];
-		__u32 window = in_window(slot, epoch);
+		__u32 window = in_window(slot, now >> WINDOW_SHIFT);
 
 		next = slot->next;
-		if (slot->state != FS_SLOT_CLAIMED || is_late(page, slot, now))
+		if (slot->state != FS_SLOT_CLAIMED)
 			continue;
+		*fallback = index;
+		if (is_late(page, slot, now)) {
+			ask_for_help(listener, slot);
+			continue;
+		}
 		if (window >= page->slack && window >= slot->quota) {
 			__u64 total = least_loaded(listener->slots, now) >> WINDOW_AT & 0xffffffff;
 			__u32 mean = total / (listener->claimed ?: 1);
@@ -168,15 +183,15 @@ static __always_inline int select_local(struct sk_reuseport_md *ctx, const struc
 			best = index;
 		}
 	}
-	return best < FS_MAX_SLOTS && use_slot(ctx, listener, best, epoch, 0);
+	return best;
 }
 
 static __always_inline int choose(struct sk_reuseport_md *ctx)
 {
-	__u32 zero = 0;
+	__u32 zero = 0, local = NO_SLOT, fallback = NO_SLOT;
 	struct fs_listener *listener;
 	struct fs_page *page;
-	__u64 now, epoch, best;
+	__u64 now, best;
 
 	page = bpf_map_lookup_elem(&fs_page, &zero);
 	if (!page)
@@ -185,11 +200,14 @@ static __always_inline int choose(struct sk_reuseport_md *ctx)
 	if (listener->generation != listener_generation || page->policy == FS_POLICY_HASH)
 		return SK_PASS;
 	now = bpf_ktime_get_ns();
-	epoch = now >> WINDOW_SHIFT;
-	if (page->policy == FS_POLICY_LOCAL && select_local(ctx, page, listener, now, epoch))
+	if (page->policy == FS_POLICY_LOCAL)
+		local = local_slot(page, listener, now, &fallback);
+	if (local != NO_SLOT && use_slot(ctx, listener, local, now, 0))
 		return SK_PASS;
 	best = least_loaded(listener->slots, now);
-	if (!(best & UNCLAIMED) && use_slot(ctx, listener, best, epoch, 1))
+	if (best & LATE && fallback != NO_SLOT && use_slot(ctx, listener, fallback, now, 0))
+		return SK_PASS; /* nobody keeps up: then locality at least */
+	if (!(best & UNCLAIMED) && use_slot(ctx, listener, best, now, 1))
 		return SK_PASS;
 	__sync_fetch_and_add(&listener->passed, 1);
 	return SK_PASS;

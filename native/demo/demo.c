@@ -18,7 +18,8 @@
 #include "demo.h"
 
 #define MAX_WORKERS 4096
-#define STOP_MS     1500 /* a worker drains for at most 500 ms, unless it stalls */
+#define STOP_MS     1500              /* a worker drains for at most 500 ms, unless it stalls */
+#define GRACE_NS    (100 * NS_PER_MS) /* between looks at workers that are to end */
 
 static const char usage[] =
 	"Usage: fastsocket-demo [OPTION]...\n"
@@ -310,31 +311,42 @@ static void wait_ready(const struct master *master, int ready)
 	dprintf(master->log, "ready: %u workers\n", master->options.workers);
 }
 
+/* How long the master may sleep: to the next line of statistics, or to look at what is left. */
+static struct timespec until(const struct master *master, uint64_t next_line)
+{
+	uint64_t now = now_ns();
+	uint64_t ns = next_line > now ? next_line - now : 0;
+
+	if (master->stopping)
+		ns = GRACE_NS;
+	return (struct timespec){.tv_sec = ns / NS_PER_SEC, .tv_nsec = ns % NS_PER_SEC};
+}
+
 static void supervise(struct master *master, const sigset_t *set)
 {
-	const struct timespec second = {.tv_sec = 1};
-	const struct timespec grace = {.tv_nsec = 100 * NS_PER_MS};
-	struct counters *before = calloc(master->options.workers, sizeof(*before));
+	struct counters *before = shared_memory(master->options.workers * sizeof(*before));
+	uint64_t next_line = now_ns() + NS_PER_SEC;
 	uint64_t kill_at = UINT64_MAX;
 
-	if (!before)
-		fail(EXIT_FAILED, "no memory for %u workers", master->options.workers);
 	while (reap(master)) {
-		const struct timespec *wait = master->options.verbose ? &second : NULL;
-		int sig = sigtimedwait(set, NULL, master->stopping ? &grace : wait);
+		bool timed = master->options.verbose || master->stopping;
+		struct timespec wait = until(master, next_line);
+		int sig = sigtimedwait(set, NULL, timed ? &wait : NULL);
 
 		if (sig == SIGUSR1)
 			report(master);
-		else if ((sig == SIGTERM || sig == SIGINT) && !master->stopping) {
+		if ((sig == SIGTERM || sig == SIGINT) && !master->stopping) {
 			master->stopping = true;
 			kill_at = now_ns() + STOP_MS * NS_PER_MS;
 			signal_workers(master, SIGTERM);
-		} else if (sig < 0 && errno == EAGAIN && !master->stopping)
+		}
+		if (master->options.verbose && now_ns() >= next_line) {
 			print_rate(master->log, &master->options, master->counters, before);
+			next_line += NS_PER_SEC;
+		}
 		if (now_ns() >= kill_at)
 			signal_workers(master, SIGKILL);
 	}
-	free(before);
 }
 
 static int open_log(const char *path)

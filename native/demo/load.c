@@ -133,6 +133,8 @@ static void check(struct plan *plan, double seconds)
 	bool default_processes = !plan->processes;
 
 	free(allowed_cpus(&cpus));
+	if (limit <= SPARE_FILES)
+		fail(EXIT_FAILED, "%u open files are too few; raise the limit (ulimit -n)", limit);
 	if (!plan->targets.count)
 		fail(EXIT_USAGE, "no target: give at least one address such as 127.0.0.1:80");
 	if (plan->hold && (plan->total || plan->warmup_ns))
@@ -144,8 +146,13 @@ static void check(struct plan *plan, double seconds)
 	plan->length_ns = seconds > 0 ? (uint64_t)(seconds * NS_PER_SEC) : UINT64_MAX;
 	if (!plan->processes)
 		plan->processes = cpus;
-	if (!plan->connections)
+	if (!plan->connections) {
+		uint64_t room = (uint64_t)plan->processes * (limit - SPARE_FILES);
+
 		plan->connections = plan->rate > 0 ? DEFAULT_OPEN_CONNECTIONS : DEFAULT_CONNECTIONS;
+		if (plan->connections > room)
+			plan->connections = room;
+	}
 	if (plan->hold)
 		plan->total = plan->hold;
 	if (plan->connections < plan->processes) {

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shutil import which
 
 import pytest
 from demo_tools import Demo, demo, get, load, run, wait_for
@@ -41,6 +42,10 @@ def body(answer: bytes) -> bytes:
 def workers(server: Demo) -> list[int]:
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     return [int(pid) for pid in children.read_text().split()]
+
+
+def connected(server: Demo) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
 
 
 def runs(pid: int) -> bool:
@@ -101,7 +106,7 @@ def test_both_wildcards_on_one_port(log: Path) -> None:
 
 def test_request_in_pieces(log: Path) -> None:
     with demo(log, "-w", "1") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        with connected(server) as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for byte in GET:
                 client.sendall(bytes([byte]))
@@ -113,10 +118,12 @@ def test_request_in_pieces(log: Path) -> None:
 
 def test_endless_request_is_refused(log: Path) -> None:
     with demo(log, "-w", "1") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
-            with pytest.raises(ConnectionError):
-                for _ in range(1000):
-                    client.sendall(b"x" * 4096)
+        with (
+            connected(server) as client,
+            pytest.raises(ConnectionError),
+        ):
+            for _ in range(1000):
+                client.sendall(b"x" * 4096)
         assert len(body(get(server.port, GET))) == 64
 
 
@@ -151,27 +158,26 @@ def test_keep_alive_ends_where_the_client_wants_it(log: Path, last: bytes) -> No
 
 def test_keep_alive_for_an_old_client_that_asks(log: Path) -> None:
     request = b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
-    with demo(log, "-w", "1", "-k") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
-            for _ in range(3):
-                client.sendall(request)
-                assert b"Connection: keep-alive" in client.recv(4096)
+    with demo(log, "-w", "1", "-k") as server, connected(server) as client:
+        for _ in range(3):
+            client.sendall(request)
+            assert client.recv(4096) == KEEP
 
 
 def test_pipelining_against_a_slow_reader(log: Path) -> None:
     count = 40_000
-    with demo(log, "-w", "1", "-k") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
-            sender = threading.Thread(target=client.sendall, args=(GET * count,))
-            sender.start()
-            time.sleep(0.3)  # until the server cannot send any more
-            assert len(body(get(server.port, b"GET / HTTP/1.0\r\n\r\n"))) == 64
-            received = 0
-            size = len(KEEP)
-            while received < count * size:
-                received += len(client.recv(1 << 20))
-            sender.join()
-            assert received == count * size
+    with demo(log, "-w", "1", "-k") as server, connected(server) as client:
+        sender = threading.Thread(target=client.sendall, args=(GET * count,))
+        sender.start()
+        time.sleep(0.3)  # until the server cannot send any more
+        assert len(body(get(server.port, b"GET / HTTP/1.0\r\n\r\n"))) == 64
+        answers = bytearray()
+        while len(answers) < count * len(KEEP):
+            part = client.recv(1 << 20)
+            assert part
+            answers.extend(part)
+        sender.join()
+    assert answers == KEEP * count
 
 
 def test_proxy_shares_among_backends(log: Path, tmp_path: Path) -> None:
@@ -187,6 +193,9 @@ def test_proxy_shares_among_backends(log: Path, tmp_path: Path) -> None:
         stats = proxy.stats()
         assert stats["active"] == 400
         assert stats["backend_errors"] == stats["live"] == 0
+        for pid in workers(proxy):
+            # Standard streams, the log, the listener, epoll, signals: no connection is left.
+            assert len(list(Path(f"/proc/{pid}/fd").iterdir())) <= 8
 
 
 def test_proxy_passes_large_bodies_both_ways(log: Path) -> None:
@@ -205,15 +214,14 @@ def test_proxy_passes_large_bodies_both_ways(log: Path) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         where = f"127.0.0.1:{backend.getsockname()[1]}"
-        with demo(log, "-w", "1", "-x", where) as proxy:
-            with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
-                client.sendall(up)
-                client.shutdown(socket.SHUT_WR)  # half closed: the answer still comes
-                answer = bytearray()
-                while part := client.recv(4096):
-                    answer.extend(part)
-                    if len(answer) < 100_000:
-                        time.sleep(0.001)  # slower than the backend, too
+        with demo(log, "-w", "1", "-x", where) as proxy, connected(proxy) as client:
+            client.sendall(up)
+            client.shutdown(socket.SHUT_WR)  # half closed: the answer still comes
+            answer = bytearray()
+            while part := client.recv(4096):
+                answer.extend(part)
+                if len(answer) < 100_000:
+                    time.sleep(0.001)  # slower than the backend, too
         thread.join(20)
     assert bytes(received) == up
     assert bytes(answer) == down
@@ -282,7 +290,7 @@ def test_workers_end_with_a_killed_master(log: Path) -> None:
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_connections_in_progress_are_finished(log: Path, sig: int) -> None:
     with demo(log, "-w", "1") as server:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        with connected(server) as client:
             client.sendall(GET[:10])
             wait_for(lambda: server.stats()["live"] == 1, "the connection")
             server.process.send_signal(sig)
@@ -390,6 +398,7 @@ def test_out_of_descriptors(log: Path) -> None:
             client.close()
 
 
+@pytest.mark.skipif(which("valgrind") is None, reason="missing: valgrind")
 def test_instructions_a_connection(log: Path, tmp_path: Path) -> None:
     """The server's own work stays small beside the system calls that are to be measured."""
 

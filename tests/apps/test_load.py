@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from demo_tools import Handler, Odd, load, odd_server, reset, run
+from demo_tools import Handler, Odd, demo, load, odd_server, reset, run
 
 from fastsocket.native import native_file
 
@@ -88,6 +88,9 @@ def test_counts_every_connection(answer: bytes) -> None:
     assert result["errors"] == {"reset": 0, "refused": 0, "timeout": 0, "other": 0}
     assert result["unfinished"] == result["client_closed"] == 0
     assert sum(count for _, count in result["histogram"]) == 501
+    # A bucket's upper end is at most 1/128 above what fell into it; the mean is exact.
+    upper_mean = sum(upper * count for upper, count in result["histogram"]) / 501
+    assert 1.0 <= upper_mean / result["latency_us"]["mean"] <= 1 + 1 / 128
     assert result["cps"] == pytest.approx(501 / result["seconds"], rel=1e-3)
 
 
@@ -222,6 +225,17 @@ def test_fixed_rate_holds_and_spares_no_stall() -> None:
     assert result["latency_us"]["max"] >= 450_000
 
 
+def test_fixed_rate_ends_although_nobody_answers() -> None:
+    """Those whose turn comes after their patience has ended count as timed out, untried."""
+    with odd_server(never) as server:
+        begin = time.monotonic()
+        result = load("-t", "1", "-r", "100", "-c", "4", "--timeout", "300", server.target)
+        seconds = time.monotonic() - begin
+    assert result["started"] == result["errors"]["timeout"] == 100
+    assert 4 <= server.connections <= 40
+    assert seconds < 5.0
+
+
 def test_time_and_warm_up() -> None:
     with odd_server(answering(OK)) as server:
         begin = time.monotonic()
@@ -248,6 +262,15 @@ def test_source_addresses_and_targets() -> None:
     assert result["completed"] == 64
     assert one.connections == other.connections == 32
     assert one.peers | other.peers == {f"127.0.0.{last}" for last in (2, 3, 4, 5, 9)}
+
+
+def test_source_address_of_ipv6(tmp_path: Path) -> None:
+    where = ("-a", "[::1]:0", "-a", "127.0.0.1:0")
+    with demo(tmp_path / "log", "-w", "1", "-d", *where) as server:
+        result = load("-n", "20", "-s", "::1", "-s", "127.0.0.7", *server.addresses)
+    assert result["completed"] == 20
+    assert server.text().count("accepted [::1]:") == 10
+    assert server.text().count("accepted 127.0.0.7:") == 10
 
 
 def test_keep_alive_and_path() -> None:
@@ -383,6 +406,18 @@ def test_bad_usage(args: tuple[str, ...]) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_few_open_files() -> None:
+    with odd_server(answering(OK)) as server:
+        limited = ["prlimit", "--nofile=80:80", str(native_file("fastsocket-load"))]
+        done = subprocess.run(
+            [*limited, "-j", "-n", "100", "-r", "500", "-p", "1", server.target],
+            capture_output=True,
+            timeout=30,
+            check=True,
+        )
+    assert json.loads(done.stdout)["completed"] == 100
 
 
 def test_foreign_source_address() -> None:

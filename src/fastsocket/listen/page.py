@@ -76,10 +76,10 @@ class StatusPage:
 def snapshot(page: Page) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
-    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted`` and
-    ``slots``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
-    ``state``, ``accepted``, ``assigned``, ``spilled``, ``live``, ``waiting`` (assigned and not
-    yet accepted) and ``busy`` (whether its worker is away from its wait).
+    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``
+    and ``slots``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
+    ``pinned``, ``state``, ``accepted``, ``assigned``, ``spilled``, ``live``, ``waiting``
+    (assigned and not yet accepted) and ``busy`` (whether its worker is away from its wait).
     """
     listeners = []
     for index in range(layout.MAX_LISTENERS):
@@ -94,6 +94,7 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
                 "tier": _name(Tier, entry.tier),
                 "passed": entry.passed,
                 "unslotted": entry.unslotted,
+                "stolen": entry.stolen,
                 "slots": [
                     _slot(page, number, entry.slot[number])
                     for number in range(min(entry.slots, layout.MAX_SLOTS))
