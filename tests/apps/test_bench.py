@@ -172,3 +172,28 @@ def test_a_killed_bench_takes_its_server_along():
         for path in sorted(directory.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         directory.rmdir()
+
+
+def test_demo_compares_three_modes_and_claims_nothing_from_one_round():
+    begun = time.monotonic()
+    done = call("demo", "--runs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begun < 30
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, schema())
+    assert set(document["modes"]) == {"stock", "reuseport", "fastsocket"}
+    assert "too few" in document["verdict"][0]
+    ours = document["modes"]["fastsocket"]
+    assert [name for name in Short.metrics if None in ours[name]["samples"]] == []
+    assert ours["errors"]["median"] == 0
+    stock = document["modes"]["stock"]
+    assert ours["local_percent"]["median"] > stock["local_percent"]["median"]
+    assert ours["local_percent"]["median"] > 90
+
+
+def test_demo_prints_a_table_and_two_sentences():
+    done = call("demo", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "fastsocket/stock" in done.stdout
+    assert "too few" in done.stdout

@@ -17,17 +17,21 @@ __all__ = ["command"]
 BUDGET_SECONDS = 105.0
 ROUNDS = 12
 SECONDS = 1.0
+INTERRUPTED = 130
 
 
 @click.command("demo")
+@click.option(
+    "--runs", type=click.IntRange(1, 100), default=ROUNDS, show_default=True, help="At most."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(as_json: bool) -> None:
+def command(runs: int, as_json: bool) -> None:
     """Compare stock nginx, nginx's own reuseport and Fastsocket, side by side, within 120 s."""
     outcome = perform(
         Request(
             scenario="short",
             server="nginx",
-            rounds=ROUNDS,
+            rounds=runs,
             seconds=SECONDS,
             budget_seconds=BUDGET_SECONDS,
         )
@@ -41,4 +45,4 @@ def command(as_json: bool) -> None:
     if outcome.failure:
         raise outcome.failure
     if outcome.result.interrupted:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
