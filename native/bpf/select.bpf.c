@@ -20,6 +20,7 @@
 #define WINDOW_AT 8
 #define UNCLAIMED (1ULL << 63)
 #define NO_SLOT (~0U)
+#define BURST 64 /* connections a window that any slot may have */
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
 char LICENSE[] SEC("license") = "GPL";
@@ -170,11 +171,11 @@ static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_li
 			ask_for_help(listener, slot);
 			continue;
 		}
-		if (window >= page->slack && window >= slot->quota) {
+		if (window >= BURST && window >= slot->quota) {
 			__u64 total = least_loaded(listener->slots, now) >> WINDOW_AT & 0xffffffff;
 			__u32 mean = total / (listener->claimed ?: 1);
 
-			slot->quota = mean + mean / 8 + page->slack;
+			slot->quota = mean + mean * page->slack / 100 + BURST;
 			if (window >= slot->quota)
 				continue;
 		}

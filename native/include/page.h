@@ -118,7 +118,7 @@ struct fs_page {
 	__u32 policy; /* keeper: enum fs_policy */
 	__u32 listen_spawn; /* keeper: 0, 1 or 2 as in the 2014 module */
 	__u64 stall_ns; /* keeper: a worker busy for longer gets no new connections */
-	__u32 slack; /* keeper: connections a window that a slot may be above the mean */
+	__u32 slack; /* keeper: percent that a slot may be above the mean of a window */
 	__u32 spare_slots; /* keeper: siblings to bind before a fork or a change of user */
 	__u32 cpus; /* keeper: entries used in cpu_order */
 	__u32 worker_lock; /* shim: pid of the holder, 0 = free */

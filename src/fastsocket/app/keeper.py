@@ -17,10 +17,11 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from fastsocket.app.protocol import Op, Request, pack_reply
 from fastsocket.bpf.libbpf import BpfError
+from fastsocket.host.journal import append
 from fastsocket.listen import layout
 from fastsocket.listen.layout import SlotState, Tier
 from fastsocket.listen.page import StatusPage, snapshot
@@ -64,6 +65,9 @@ class Keeper:
     def run(self) -> None:
         """Serve until the application's last process is gone."""
         self._probe()
+        append(f"{self.command[0]} ({self.pid}): tier {self.tier.name.lower()}")
+        for feature, reason in self.reasons.items():
+            append(f"{self.command[0]} ({self.pid}): {feature} is missing: {reason}")
         self._watch(self.pid)
         self._events.register(self.server, selectors.EVENT_READ)
         while self._watched or self._adopt():
@@ -142,6 +146,7 @@ class Keeper:
         )
         request = Request.unpack(data)
         if request is None or not self._belongs(pid, uid):
+            append(f"keeper of {self.pid}: refused process {pid} of user {uid}")
             self._reply(peer, pack_reply(errno.EPERM))
             return
         match request.op:
@@ -294,7 +299,7 @@ class Keeper:
         return bool(self._watched)
 
 
-def become_keeper(keeper: Keeper) -> None:
+def become_keeper(keeper: Keeper) -> NoReturn:
     """Turn this forked process into the keeper: own session, no terminal, a name; never returns."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
