@@ -82,7 +82,7 @@ def test_two_rounds_yield_every_metric(tmp_path):
     assert "--force" in again.stderr
 
 
-@pytest.mark.parametrize("server", ["haproxy", "lighttpd", "demo"])
+@pytest.mark.parametrize("server", ["haproxy", "lighttpd", "gunicorn", "granian", "demo"])
 def test_other_servers_answer_without_errors(server):
     done = call(
         *("bench", "short", "--server", server, "--modes", "stock", "--runs", "1"),

@@ -43,7 +43,9 @@ SAID = {
     "seconds": 1.5,
     "completed": 300,
     "cps": 200.0,
-    "errors": {"reset": 1, "refused": 2, "timeout": 3, "other": 4},
+    "errors": {"reset": 5, "refused": 2, "timeout": 3, "other": 4},
+    "other_causes": {"status": 0, "closed": 3, "truncated": 1, "protocol": 0, "system": 0},
+    "accepted_lost": {"before_request": 2, "after_request": 4},
     "latency_us": {"mean": 10, "p50": 9, "p90": 12, "p99": 20, "p999": 30, "max": 40},
 }
 
@@ -74,7 +76,9 @@ def test_window_divides_by_its_own_connections():
 
 def test_project_client_reads_json():
     got = CLIENTS["fastsocket-load"].parse(json.dumps(SAID))
-    assert (got.completed, got.errors, got.per_second) == (300, 10, 200)
+    assert (got.completed, got.errors, got.per_second) == (300, 14, 200)
+    # Nine were reset or closed early, six of them without a byte of an answer.
+    assert got.cut_short == 3
     assert got.latency_us["p99"] == 20
 
 

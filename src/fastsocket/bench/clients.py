@@ -44,13 +44,16 @@ class Load:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the client saw: connections completed, errors, latencies in microseconds by name."""
+    """What the client saw: connections completed, errors, latencies in microseconds by name.
+
+    `cut_short` of the errors are connections that ended within an answer.
+    """
 
     seconds: float
     completed: int
     errors: int
     latency_us: Mapping[str, float] = field(default_factory=dict)
-    error_kinds: Mapping[str, int] = field(default_factory=dict)
+    cut_short: int = 0
 
     @property
     def per_second(self) -> float | None:
@@ -122,7 +125,9 @@ class FastsocketLoad:
                     for name, value in said["latency_us"].items()
                     if value is not None
                 },
-                error_kinds={name: int(count) for name, count in said["errors"].items()},
+                cut_short=said["errors"]["reset"]
+                + sum(said["other_causes"][cause] for cause in ("closed", "truncated"))
+                - sum(said["accepted_lost"].values()),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(self.name, output) from error

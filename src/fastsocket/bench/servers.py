@@ -5,8 +5,10 @@ Every server answers ``GET /`` with 64 bytes and closes the connection. A server
 into a directory of the run and stays in the foreground; the mode decides only how it listens.
 """
 
+import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +23,16 @@ __all__ = ["ANSWER", "SERVERS", "Server", "Site", "Stall", "server"]
 ANSWER = "0123456789abcdef" * 4
 # Below the hard limit of open files that containers usually get (4,096 or more).
 CONNECTIONS = 3000
+BACKLOG = 2048
 
 
 @dataclass(frozen=True)
 class Stall:
     """One worker is away for `milliseconds` in every `every_milliseconds`.
 
-    It sleeps, or with `burn` it computes. A server that cannot do so by itself blocks in a write to
-    `log`, a FIFO that the scenario keeps full meanwhile: a log on a slow disk.
+    It sleeps, or with `burn` it computes. nginx blocks in a write to `log`, a FIFO that the
+    scenario keeps full meanwhile: a log on a slow disk. Python servers sleep in each request for
+    /slow.
     """
 
     milliseconds: int
@@ -209,6 +213,79 @@ class Demo:
         return [program, *listen, *own, *keep, *stall]
 
 
+_APPLICATION = """\
+import time
+
+ANSWER = b"{answer}"
+HEADERS = [("content-type", "text/plain"), ("content-length", str(len(ANSWER)))]
+
+
+def answer(path):
+    if path == "/slow":
+        time.sleep({seconds})
+    return ANSWER
+
+
+def wsgi(environ, start_response):
+    start_response("200 OK", HEADERS)
+    return [answer(environ["PATH_INFO"])]
+
+
+async def asgi(scope, receive, send):
+    headers = [(name.encode(), value.encode()) for name, value in HEADERS]
+    body = answer(scope["path"])
+    await send({{"type": "http.response.start", "status": 200, "headers": headers}})
+    await send({{"type": "http.response.body", "body": body}})
+"""
+
+
+class Gunicorn:
+    """gunicorn with sync workers; its `--reuse-port` still shares one socket among workers."""
+
+    name = "gunicorn"
+    modes = (Mode.STOCK, Mode.FASTSOCKET)
+
+    def command(self, mode: Mode, site: Site) -> list[str]:
+        """See :class:`Server`."""
+        return [
+            *_module("gunicorn"),
+            *("--workers", str(site.workers), "--bind", f"{site.address}:{site.port}"),
+            *("--chdir", str(_application(site)), "--log-level", "warning", "bench_app:wsgi"),
+        ]
+
+
+class Granian:
+    """granian serving ASGI, an event loop in each worker; its workers share one socket."""
+
+    name = "granian"
+    modes = (Mode.STOCK, Mode.FASTSOCKET)
+
+    def command(self, mode: Mode, site: Site) -> list[str]:
+        """See :class:`Server`."""
+        keep = "--http1-keep-alive" if site.keep_alive else "--no-http1-keep-alive"
+        return [
+            *_module("granian"),
+            *("--interface", "asgi", "--workers", str(site.workers), keep),
+            # Idle connections count against the backpressure, whose default is 1,024 for all.
+            *("--backlog", str(BACKLOG), "--backpressure", str(CONNECTIONS)),
+            *("--host", site.address, "--port", str(site.port), "--log-level", "warning"),
+            *("--working-dir", str(_application(site)), "bench_app:asgi"),
+        ]
+
+
+def _module(name: str) -> list[str]:
+    """Return the command of a Python server in this interpreter's environment."""
+    if importlib.util.find_spec(name) is None:
+        raise FastsocketError(f"{name} is not installed", todo=f"pip install {name}")
+    return [sys.executable, "-m", name]
+
+
+def _application(site: Site) -> Path:
+    """Write the application of the Python servers and return its folder."""
+    seconds = site.stall.milliseconds / 1000 if site.stall else 0
+    return site.file("bench_app.py", _APPLICATION.format(answer=ANSWER, seconds=seconds)).parent
+
+
 SERVERS: Mapping[str, Server] = {
     known.name: known
     for known in (
@@ -216,6 +293,8 @@ SERVERS: Mapping[str, Server] = {
         Haproxy("haproxy", multi_queue=True),
         Haproxy("haproxy-single-queue", multi_queue=False),
         Lighttpd(),
+        Gunicorn(),
+        Granian(),
         Demo(),
     )
 }

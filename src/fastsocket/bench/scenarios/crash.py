@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`crash`: workers are killed, and the server is reloaded, while clients keep coming.
 
-Every fifth event is a reload, where the server has one, alternately to one worker less and back:
-a reload alone keeps every listening socket, one with fewer workers gives some up.
+Every fifth event is a reload by SIGHUP, where the server has one; nginx goes to one worker less and
+back by turns: a reload alone keeps every listening socket, one with fewer workers gives some up.
 
 What a killed worker had accepted and not yet answered is gone with it on any system. The kernel
-tells those connections from those that were lost in a queue, and `lost` leaves them out;
-`accepted_lost` and `queued_lost` show both.
+tells those connections from those that were lost in a queue, the client tells those that ended
+within an answer, and `lost` leaves them out; `accepted_lost` and `queued_lost` show both.
 """
 
 import os
@@ -29,7 +29,7 @@ RESPAWN_SECONDS = 5.0
 RELOAD_EVERY = 5
 # The last event comes this long before the load ends, so that its losses are seen.
 QUIET_END_SECONDS = 0.5
-_RELOADABLE = ("nginx",)
+_RELOADABLE = ("nginx", "gunicorn")
 
 
 class Crash:
@@ -44,7 +44,7 @@ class Crash:
         "kills": "events",
         "reloads": "events",
     }
-    servers = ("nginx", "demo")
+    servers = ("nginx", "gunicorn", "demo")
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
@@ -72,7 +72,7 @@ class Crash:
             for name in ("lost", "accepted_lost", "queued_lost"):
                 taken.put(name, None, setup.probe_reason)
             return taken
-        accepted = after.accepted_lost - before.accepted_lost
+        accepted = after.accepted_lost - before.accepted_lost + outcome.cut_short
         taken.put("accepted_lost", float(accepted))
         taken.put("queued_lost", float(after.queued_lost - before.queued_lost))
         taken.put("lost", float(max(outcome.errors - accepted, 0)))

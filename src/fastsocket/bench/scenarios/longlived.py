@@ -33,7 +33,7 @@ class Longlived:
         "worker_cv_renewed": "ratio",
         "live": "connections",
     }
-    servers = ("nginx", "demo")
+    servers = ("nginx", "granian", "demo")
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""

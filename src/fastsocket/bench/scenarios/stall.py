@@ -2,8 +2,8 @@
 """`stall`: one worker is away for 100 ms every 500 ms, at a fixed rate of half the capacity.
 
 nginx stalls as it does on a slow disk: it writes its access log synchronously, so a request whose
-log is a full pipe blocks the worker that serves it until somebody reads. The demo server has an
-option for it, and can also burn the CPU instead (`stall-burn`).
+log is a full pipe blocks the worker that serves it until somebody reads. Python servers sleep in
+such a request. The demo server has an option, and can also burn the CPU instead (`stall-burn`).
 """
 
 import os
@@ -25,7 +25,8 @@ __all__ = ["SlowLog", "Stall"]
 STALL_MS, EVERY_MS = 100, 500
 CAPACITY_SECONDS = 1.0
 LOAD_SHARE = 0.5
-_STALL_BY_LOG = ("nginx",)
+# Stalled by requests for /slow; the demo server stalls by itself.
+_BY_REQUEST = ("nginx", "gunicorn", "granian")
 _CHUNK = bytes(4096)
 
 
@@ -43,7 +44,7 @@ class Stall:
 
     def __init__(self, name: str, burn: bool) -> None:
         self.name, self._burn = name, burn
-        self.servers = ("demo",) if burn else ("nginx", "demo")
+        self.servers = ("demo",) if burn else (*_BY_REQUEST, "demo")
 
     def prepare(self, setup: Setup) -> Setup:
         """Find the rate: half of what the stock server can do, the same for all modes."""
@@ -71,7 +72,7 @@ class Stall:
 
             logs: list[SlowLog] = []
             running = stack.enter_context(stage(setup, mode, stall=plan))
-            if setup.server.name in _STALL_BY_LOG:
+            if setup.server.name in _BY_REQUEST:
                 stack.enter_context(logs[0].stalling(running))
             stalled, _ = running.load(setup.seconds, setup.warmup, setup.rate)
         for name in ("p50", "p99", "p999"):
