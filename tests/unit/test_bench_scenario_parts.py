@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The parts of the scenarios that need no server."""
 
+import json
 import os
 import select
 import socket
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 
+from fastsocket.bench.modes import parse_tier
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.crash import workers_of
 from fastsocket.bench.scenarios.longlived import established, live_connections
@@ -93,3 +95,10 @@ def test_scenarios_refuse_clients_and_servers_that_cannot(name):
         perform(Request(name, client="wrk"), quiet=True)
     with pytest.raises(UsageError, match="cannot be run with lighttpd"):
         perform(Request(name, server="lighttpd"), quiet=True)
+
+
+def test_tier_is_told_with_what_is_missing():
+    status = {"applications": [{"tier": "classic", "reasons": {"select": "no CAP_BPF"}}]}
+    assert parse_tier(json.dumps(status)) == "Fastsocket ran in tier classic; select: no CAP_BPF"
+    for output in ("", "[]", '{"applications": []}'):
+        assert "unknown" in parse_tier(output)

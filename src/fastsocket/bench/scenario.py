@@ -13,7 +13,7 @@ from typing import IO, Protocol
 
 from fastsocket.bench.clients import Client, Load, Outcome
 from fastsocket.bench.counters import Window, read, window
-from fastsocket.bench.modes import Mode, fastsocket_command
+from fastsocket.bench.modes import Mode, fastsocket_command, parse_tier, tier_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import Probe
 from fastsocket.bench.process import running_server, spawn
@@ -223,4 +223,9 @@ def stage(
             command = fastsocket_command(setup.run_options, command)
         endpoint = (site.address, site.port)
         with running_server(command, netspace, endpoint, setup.note) as process:
+            if mode is Mode.FASTSOCKET:
+                status = spawn(
+                    tier_command(process.pid), netspace, subprocess.DEVNULL, subprocess.PIPE
+                )
+                setup.note(parse_tier(status.communicate(timeout=GRACE_SECONDS)[0]))
             yield Stage(setup, netspace, site, process)
