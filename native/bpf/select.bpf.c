@@ -13,13 +13,14 @@
 #define SLOT_MASK (FS_MAX_SLOTS - 1)
 #define CPU_MASK (FS_MAX_CPUS - 1)
 #define WORKER_MASK (FS_MAX_WORKERS - 1)
-#define WINDOW_SHIFT 24 /* a window of load is 2^24 ns, about 17 ms */
+#define WINDOW_SHIFT 26 /* a window of load is 2^26 ns, about 67 ms */
 /* A slot's load: late (1 bit), queue (16 bits), connections in the window (32), slot (8). */
 #define LATE (1ULL << 62)
 #define QUEUE_AT 40
 #define WINDOW_AT 8
 #define UNCLAIMED (1ULL << 63)
 #define NO_SLOT (~0U)
+#define BURST 16 /* connections a window that any slot may have */
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
 char LICENSE[] SEC("license") = "GPL";
@@ -66,6 +67,15 @@ static __always_inline int is_late(const struct fs_page *page, struct fs_slot *s
 		return busy && now > busy && now - busy > page->stall_ns;
 	}
 	return now - slot->seen_at > page->stall_ns;
+}
+
+/* The connections that wait for a late worker may be accepted by the others. */
+static __always_inline void ask_for_help(struct fs_listener *listener, struct fs_slot *slot)
+{
+	if (!slot->help && queued(slot)) {
+		slot->help = 1;
+		listener->help = 1;
+	}
 }
 
 static __always_inline __u32 in_window(const struct fs_slot *slot, __u64 epoch)
@@ -157,13 +167,15 @@ static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_li
 		if (slot->state != FS_SLOT_CLAIMED)
 			continue;
 		*fallback = index;
-		if (is_late(page, slot, now))
+		if (is_late(page, slot, now)) {
+			ask_for_help(listener, slot);
 			continue;
-		if (window >= page->slack && window >= slot->quota) {
+		}
+		if (window >= BURST && window >= slot->quota) {
 			__u64 total = least_loaded(listener->slots, now) >> WINDOW_AT & 0xffffffff;
 			__u32 mean = total / (listener->claimed ?: 1);
 
-			slot->quota = mean + mean / 8 + page->slack;
+			slot->quota = mean + mean * page->slack / 100 + BURST;
 			if (window >= slot->quota)
 				continue;
 		}

@@ -73,7 +73,9 @@ struct fs_slot {
 	__u32 order; /* lock: place in the kernel's reuseport group (classic tier) */
 	__u32 shared; /* lock: 1 if other processes hold the socket too, so that it outlives its worker */
 	__u32 published; /* lock: 1 if the select program can choose the socket */
-	__u32 pad1[4];
+	__u32 own; /* lock: 1 if the application opened the socket, 0 for a sibling of ours */
+	__u32 fd; /* lock: its number where it was opened, and in children of that process */
+	__u32 pad1[2];
 	/* line 2: what the program knows */
 	__u64 assigned; /* program: connections sent here */
 	__u64 spilled; /* program: of these, from another CPU than the slot's */
@@ -82,7 +84,8 @@ struct fs_slot {
 	__u64 epoch; /* program: number of the window that `window` counts */
 	__u32 window; /* program: connections sent here in this window */
 	__u32 quota; /* program: how many it may have before the mean is computed again */
-	__u64 pad2[2];
+	__u32 help; /* program: connections wait here for too long; shim: they no longer do */
+	__u32 pad2[3];
 } __attribute__((aligned(64)));
 
 /* One address and port that the application listens on. */
@@ -98,6 +101,10 @@ struct fs_listener {
 	__u8 address[16]; /* keeper: network byte order */
 	__u32 unslotted; /* shim: workers that share another's socket because no slot could be had */
 	__u32 reason; /* shim: errno of the last slot that could not be had */
+	__u32 help; /* program and shim: 1 if some slot's queue should be helped with */
+	__u32 backlog; /* lock: of the application's last listen() */
+	__u32 pad0;
+	__u32 stolen; /* shim: connections accepted from another worker's slot */
 	__u64 late_cookie; /* keeper or shim: SO_COOKIE of the socket whose SO_REUSEPORT we set */
 	__u64 passed; /* program: no slot could be chosen, left to the kernel's hash */
 	__u16 cpu_slot[FS_MAX_CPUS]; /* lock: 1 + first slot of the CPU, 0 = none */
@@ -111,7 +118,7 @@ struct fs_page {
 	__u32 policy; /* keeper: enum fs_policy */
 	__u32 listen_spawn; /* keeper: 0, 1 or 2 as in the 2014 module */
 	__u64 stall_ns; /* keeper: a worker busy for longer gets no new connections */
-	__u32 slack; /* keeper: connections a window that a slot may be above the mean */
+	__u32 slack; /* keeper: percent that a slot may be above the mean of a window */
 	__u32 spare_slots; /* keeper: siblings to bind before a fork or a change of user */
 	__u32 cpus; /* keeper: entries used in cpu_order */
 	__u32 worker_lock; /* shim: pid of the holder, 0 = free */

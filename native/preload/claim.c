@@ -19,11 +19,19 @@ static int find_slot(const struct fs_listener *pl, uint64_t cookie)
 	return -1;
 }
 
-static int is_taken(const struct fs_listener *pl, uint64_t cookie)
+/* Whether this thread needs a socket other than the application's own. Where that is one of
+ * several which the application opened itself, a further process that polls it is the
+ * successor of the one that does now (a reload), and takes its slot over.
+ */
+static int is_taken(const struct listener *l, const struct fs_listener *pl)
 {
-	int slot = find_slot(pl, cookie);
+	int index = find_slot(pl, l->cookie);
+	const struct fs_slot *slot = &pl->slot[index];
 
-	return slot >= 0 && pl->slot[slot].state != FS_SLOT_ORPHAN;
+	if (index < 0 || slot->state == FS_SLOT_ORPHAN)
+		return 0;
+	return !l->own_reuseport ||
+	       fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid == (uint32_t)fs_pid;
 }
 
 static int free_slot(struct fs_listener *pl)
@@ -75,7 +83,9 @@ static void set_state(struct fs_listener *pl, int index, enum fs_slot_state stat
 	__atomic_store_n(&slot->state, state, __ATOMIC_RELEASE);
 }
 
-/* The worker is gone: keep the slot if its socket still listens elsewhere. */
+/* The worker is gone: keep the slot if its socket still listens elsewhere; what waits there
+ * is for the others to accept.
+ */
 static void abandon(struct fs_listener *pl, int index)
 {
 	unlink_cpu(pl, index);
@@ -83,6 +93,7 @@ static void abandon(struct fs_listener *pl, int index)
 	pl->slot[index].live = 0;
 	if (pl->slot[index].shared) {
 		set_state(pl, index, FS_SLOT_ORPHAN);
+		pl->help = 1;
 		return;
 	}
 	set_state(pl, index, FS_SLOT_FREE);
@@ -177,7 +188,7 @@ static void pin_workers(struct fs_listener *pl)
 }
 
 /* Descriptor in this process of the socket with that cookie, or -1. */
-static int fd_of_cookie(int page_index, uint64_t cookie)
+int fs_fd_of_cookie(int page_index, uint64_t cookie)
 {
 	for (int i = 0; i < fs_listener_count; i++) {
 		struct listener *l = &fs_listeners[i];
@@ -206,7 +217,7 @@ static int publish_all(struct listener *l, struct fs_listener *pl)
 			continue;
 		if (slot->published && pl->tier >= FS_TIER_SELECT)
 			continue;
-		fd = fd_of_cookie(l->page_index, slot->cookie);
+		fd = fs_fd_of_cookie(l->page_index, slot->cookie);
 		if (fd >= 0 && fs_publish(l, i, fd) < 0)
 			return -1;
 	}
@@ -246,6 +257,7 @@ static int begin_listening(struct listener *l, int fd)
 static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint64_t cookie,
 			int shared)
 {
+	int own = cookie == l->cookie;
 	struct fs_worker *worker = own_worker();
 	int index = find_slot(pl, cookie), before = index;
 	struct fs_slot *slot;
@@ -259,7 +271,12 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 	slot = &pl->slot[index];
 	if (before < 0)
 		*slot = (struct fs_slot){.cookie = cookie, .state = slot->state};
+	else
+		unlink_cpu(pl, index);
 	slot->shared = shared;
+	slot->own = own;
+	slot->fd = own ? l->fd : fd;
+	pl->backlog = l->backlog;
 	slot->worker = worker - fs_page->worker;
 	slot->accepted = slot->assigned;
 	slot->live = 0;
@@ -319,7 +336,7 @@ int fs_claim(struct listener *l, int epfd)
 	fs_lock(&pl->lock, &saved);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
 	sweep(pl);
-	if (first && !is_taken(pl, l->cookie)) {
+	if (first && !is_taken(l, pl)) {
 		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);
 		if (slot >= 0 && l->origin >= 0)
 			NEXT(dup3)(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
@@ -367,13 +384,66 @@ void fs_pause(struct listener *l, int index, int paused)
 	fs_unlock(&pl->lock, &saved);
 }
 
+/* Let the kernel move an orphan's queue to the slots that are polled: a socket that stops to
+ * listen hands it over. The application's own socket listens again at once, for it may be
+ * what the next worker polls.
+ */
+static void hand_over(struct fs_listener *pl, int index, int fd)
+{
+	struct fs_slot *slot = &pl->slot[index];
+
+	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
+	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
+		return;
+	slot->published = 0;
+	if (slot->own)
+		NEXT(listen)(fd, pl->backlog);
+	else
+		set_state(pl, index, FS_SLOT_FREE);
+}
+
 /* The application closes its listener in this process. */
 void fs_release(struct listener *l, int index)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	struct fs_slot *slot = &pl->slot[index];
+	uint32_t owner = fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid;
 	sigset_t saved;
 
+	if (owner != (uint32_t)fs_pid)
+		return; /* taken over */
 	fs_lock(&pl->lock, &saved);
 	abandon(pl, index);
+	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
+	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
+		publish_all(l, pl);
+	fs_unlock(&pl->lock, &saved);
+}
+
+/* For the keeper, which is not written in C and has no other way to take a lock. */
+
+/* Give up the slots of dead workers. */
+__attribute__((visibility("default"))) void fsocket_sweep(struct fs_page *page, unsigned listener)
+{
+	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
+	sigset_t saved;
+
+	fs_page = page;
+	fs_lock(&pl->lock, &saved);
+	sweep(pl);
+	fs_unlock(&pl->lock, &saved);
+}
+
+/* Move the queue of a slot that is still an orphan; `fd` is its socket. */
+__attribute__((visibility("default"))) void fsocket_hand_over(struct fs_page *page,
+							      unsigned listener, unsigned slot,
+							      int fd)
+{
+	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
+	sigset_t saved;
+
+	fs_page = page;
+	fs_lock(&pl->lock, &saved);
+	hand_over(pl, slot & (FS_MAX_SLOTS - 1), fd);
 	fs_unlock(&pl->lock, &saved);
 }

@@ -131,6 +131,7 @@ void fs_after_fork_in_child(void);
 /* claim.c */
 int fs_claim(struct listener *l, int epfd);
 void fs_pause(struct listener *l, int slot, int paused);
+int fs_fd_of_cookie(int page_index, uint64_t cookie);
 void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
 

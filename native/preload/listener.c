@@ -39,6 +39,7 @@ static struct listener *known(int fd)
 static void listen_again(struct listener *l, int backlog)
 {
 	l->backlog = backlog;
+	fs_page->listener[l->page_index].backlog = backlog;
 	for (int i = 0; i < l->stand_ins; i++) {
 		NEXT(listen)(l->stand_in[i].fd, backlog);
 		fs_pause(l, l->stand_in[i].slot, 0);

@@ -4,6 +4,7 @@
  * call; what concerns listeners is cold. None of them fails where the plain call would not.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <sys/syscall.h>
@@ -147,6 +148,53 @@ static COLD int accept_any(struct listener *l, struct source tried, struct socka
 	return connection;
 }
 
+/* Whether another worker's queue may be drained by this thread: it waits for a worker that is
+ * late, or its worker is gone. Only non-blocking listeners: their workers expect to find
+ * nothing at times.
+ */
+static int wants_help(const struct fs_slot *slot)
+{
+	return slot->state == FS_SLOT_ORPHAN || (slot->state != FS_SLOT_FREE && slot->help);
+}
+
+/* Accept a connection that waits on another slot of the listener, or return -1. */
+static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr *addr,
+				   socklen_t *len, int flags)
+{
+	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	int saved = errno, connection = -1;
+
+	if (slot < 0 || !(fcntl(l->fd, F_GETFL) & O_NONBLOCK))
+		return -1;
+	pl->help = 0;
+	for (unsigned i = 0; connection < 0 && i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *other = &pl->slot[i];
+		int fd = (int)i != slot && wants_help(other) ?
+				 fs_fd_of_cookie(l->page_index, other->cookie) :
+				 -1;
+
+		if (fd < 0)
+			continue;
+		connection = NEXT(accept4)(fd, addr, len, flags);
+		if (connection < 0)
+			other->help = 0;
+		else
+			__atomic_fetch_add(&other->accepted, 1, __ATOMIC_RELAXED);
+	}
+	if (connection >= 0) {
+		pl->help = 1; /* there may be more */
+		__atomic_fetch_add(&pl->stolen, 1, __ATOMIC_RELAXED);
+		__atomic_fetch_sub(&page_slot(l->page_index, slot)->accepted, 1, __ATOMIC_RELAXED);
+	}
+	errno = saved;
+	return connection;
+}
+
+static inline int help_is_wanted(const struct fd_entry *entry)
+{
+	return fs_page->listener[fs_listeners[entry->listener].page_index].help;
+}
+
 EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 {
 	const struct fd_entry *entry = fd_entry(fd);
@@ -156,7 +204,12 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (entry->kind != FD_LISTENER)
 		return NEXT(accept4)(fd, addr, len, flags);
 	source = source_of(entry, fd);
-	connection = NEXT(accept4)(source.fd, addr, len, flags);
+	connection = -1;
+	if (unlikely(help_is_wanted(entry)))
+		connection = accept_for_another(&fs_listeners[entry->listener], source.slot, addr,
+						len, flags);
+	if (likely(connection < 0))
+		connection = NEXT(accept4)(source.fd, addr, len, flags);
 	if (unlikely(connection < 0 && errno == EAGAIN && source.fd == fd &&
 		     fs_listeners[entry->listener].stand_ins))
 		connection = accept_any(&fs_listeners[entry->listener], source, addr, len, flags,

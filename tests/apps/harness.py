@@ -188,6 +188,7 @@ class Application:
             env=_environment(environment or {}),
             cwd=directory,
             pass_fds=pass_fds,
+            start_new_session=True,  # lighttpd ends by a signal to its whole process group
         )
         self.pid, self.port, self.host = self.process.pid, port, host
         self._kernel: set[tuple[str, int]] = set()

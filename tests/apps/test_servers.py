@@ -191,7 +191,7 @@ def test_haproxy_threads(tmp_path: Path, cpus: list[int], multi_queue: str) -> N
     command = haproxy(tmp_path, ANSWER, f"tune.listener.multi-queue {multi_queue}")
     with Application(command, PORT) as app:
         expect_workers(app, cpus, hello)
-        assert app.stop(signal.SIGINT) == 130
+        assert app.stop(signal.SIGUSR1) == 0
 
 
 def test_haproxy_in_a_chroot_as_another_user(tmp_path: Path, cpus: list[int]) -> None:
@@ -199,11 +199,11 @@ def test_haproxy_in_a_chroot_as_another_user(tmp_path: Path, cpus: list[int]) ->
     with Application(command, PORT) as app:
         expect_workers(app, cpus, hello)
         assert Path(f"/proc/{app.slots()[0]['pid']}").owner() == "haproxy"
-        assert app.stop(signal.SIGINT) == 130
+        assert app.stop(signal.SIGUSR1) == 0
 
 
 @pytest.fixture
-def backend() -> Iterator[None]:
+def backend(own_network: None) -> Iterator[None]:
     """An HTTP server on port 8081, in this process."""
     server = socket.create_server(("127.0.0.1", 8081))
 
@@ -231,7 +231,7 @@ def backend() -> Iterator[None]:
 def test_haproxy_as_proxy(tmp_path: Path, cpus: list[int]) -> None:
     with Application(haproxy(tmp_path, "default_backend back"), PORT) as app:
         expect_workers(app, cpus, hello)
-        assert app.stop(signal.SIGINT) == 130
+        assert app.stop(signal.SIGUSR1) == 0
 
 
 # -- lighttpd, redis, memcached ---------------------------------------------------------------

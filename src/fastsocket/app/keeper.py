@@ -17,18 +17,23 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from fastsocket.app.protocol import Op, Request, pack_reply
 from fastsocket.bpf.libbpf import BpfError
+from fastsocket.host.journal import append
 from fastsocket.listen import layout
 from fastsocket.listen.layout import SlotState, Tier
 from fastsocket.listen.page import StatusPage, snapshot
 from fastsocket.listen.select import Selector, migration_works
+from fastsocket.native import native_file
 
 __all__ = ["Keeper", "become_keeper"]
 
 SO_PEERCRED_FORMAT = struct.Struct("=iII")
+SO_COOKIE = 57
+SYS_PIDFD_GETFD = 438  # the same on every architecture
+GRACE_S = 0.3  # for a new worker to take over what a dead one left
 LINGER_S = 0.05  # after the last known process: time for a child of its to register
 
 
@@ -52,18 +57,29 @@ class Keeper:
         self._generation = 0
         self._watched: dict[int, int] = {}  # process: its pidfd
         self._events = selectors.DefaultSelector()
+        os.environ["FASTSOCKET_LISTEN_SPAWN"] = "0"  # the library is to do nothing by itself here
+        self._native = ctypes.CDLL(str(native_file("libfsocket.so")))
+        self._view = ctypes.byref(page.view)
+        self._due: float | None = None  # when orphans are handed over
 
     def run(self) -> None:
         """Serve until the application's last process is gone."""
         self._probe()
+        append(f"{self.command[0]} ({self.pid}): tier {self.tier.name.lower()}")
+        for feature, reason in self.reasons.items():
+            append(f"{self.command[0]} ({self.pid}): {feature} is missing: {reason}")
         self._watch(self.pid)
         self._events.register(self.server, selectors.EVENT_READ)
         while self._watched or self._adopt():
-            for key, _ in self._events.select():
+            patience = None if self._due is None else max(0, self._due - time.monotonic())
+            for key, _ in self._events.select(patience):
                 if key.fileobj is self.server:
                     self._serve()
                 else:
                     self._departed(key.data)
+            if self._due is not None and time.monotonic() >= self._due:
+                self._due = None
+                self._rescue()
 
     def status(self) -> dict[str, Any]:
         """Return what `fastsocket status` shows of this application, ready for JSON."""
@@ -130,6 +146,7 @@ class Keeper:
         )
         request = Request.unpack(data)
         if request is None or not self._belongs(pid, uid):
+            append(f"keeper of {self.pid}: refused process {pid} of user {uid}")
             self._reply(peer, pack_reply(errno.EPERM))
             return
         match request.op:
@@ -180,7 +197,8 @@ class Keeper:
         same, free, idle = None, None, None
         for index in range(layout.MAX_LISTENERS - 1):  # the last one is for probes
             entry = self.page.view.listener[index]
-            self._sweep(entry)
+            if entry.claimed:
+                self._native.fsocket_sweep(self._view, index)
             if not entry.generation:
                 free = index if free is None else free
             elif (entry.family, entry.port, bytes(entry.address)) == (family, port, address):
@@ -241,22 +259,35 @@ class Keeper:
         os.close(fd)
         self.page.forget({pid})
         for index in range(layout.MAX_LISTENERS):
-            self._sweep(self.page.view.listener[index])
+            if self.page.view.listener[index].claimed:
+                self._native.fsocket_sweep(self._view, index)
+        self._due = time.monotonic() + GRACE_S
 
-    def _sweep(self, entry: layout.Listener) -> None:
-        """Let the select program pass over the slots of workers that are gone.
+    def _rescue(self) -> None:
+        """Hand over the queues that dead workers left and that nobody came for."""
+        for index in range(layout.MAX_LISTENERS):
+            entry = self.page.view.listener[index]
+            for number in range(min(entry.slots, layout.MAX_SLOTS)):
+                slot = entry.slot[number]
+                if slot.state == SlotState.ORPHAN and slot.published:
+                    fd = self._borrow(slot.fd, slot.cookie)
+                    if fd >= 0:
+                        self._native.fsocket_hand_over(self._view, index, number, fd)
+                        os.close(fd)
 
-        The next worker to claim a slot does the same under the listener's lock, and repairs
-        the lists; changing the state alone is safe beside it.
-        """
-        for number in range(min(entry.slots, layout.MAX_SLOTS)):
-            slot = entry.slot[number]
-            if slot.state not in (SlotState.CLAIMED, SlotState.PAUSED):
+    def _borrow(self, number: int, cookie: int) -> int:
+        """Return a copy of the socket with that cookie from a process that holds it, or -1."""
+        for pidfd in self._watched.values():
+            fd: int = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+            if fd < 0:
                 continue
-            worker = self.page.view.worker[slot.worker % layout.MAX_WORKERS]
-            if not _alive(worker.pid, worker.tid) and not entry.lock:
-                slot.state = SlotState.ORPHAN if slot.shared else SlotState.FREE
-                entry.claimed = max(0, entry.claimed - 1)
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as held:
+                if held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8) == cookie.to_bytes(
+                    8, sys.byteorder
+                ):
+                    return fd
+            os.close(fd)
+        return -1
 
     def _adopt(self) -> bool:
         """Watch processes that registered themselves and that we were never told of."""
@@ -268,11 +299,7 @@ class Keeper:
         return bool(self._watched)
 
 
-def _alive(pid: int, tid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}/task/{tid}")  # noqa: PTH110  # pathlib is slow to import
-
-
-def become_keeper(keeper: Keeper) -> None:
+def become_keeper(keeper: Keeper) -> NoReturn:
     """Turn this forked process into the keeper: own session, no terminal, a name; never returns."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,31 +2,34 @@
 """The launcher: prepares the page, starts the keeper, and becomes the application."""
 
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from fastsocket.app.keeper import Keeper, become_keeper
 from fastsocket.app.protocol import socket_name
-from fastsocket.errors import FastsocketError
+from fastsocket.config import Parameters
+from fastsocket.host.elf import NotExecutableError, classify, resolve
+from fastsocket.host.limits import live_limits
+from fastsocket.host.safety import require_trusted
+from fastsocket.host.topology import order_physical_first, read_topology
 from fastsocket.listen.page import StatusPage
 from fastsocket.native import native_file
 
-__all__ = ["NotFoundError", "launch"]
+__all__ = ["cpus_to_fill", "launch"]
 
 
-class NotFoundError(FastsocketError):
-    """The command does not exist; the exit code is a shell's."""
+def cpus_to_fill() -> list[int]:
+    """Return the CPUs that workers are pinned to, physical cores first.
 
-    exit_code = 127
-
-
-class NotExecutableError(FastsocketError):
-    """The command cannot be executed; the exit code is a shell's."""
-
-    exit_code = 126
+    None under a quota below the CPUs that may be used: there, every container with such a quota
+    would crowd the same first CPUs.
+    """
+    limits = live_limits()
+    if limits.quota is not None and limits.quota < len(limits.allowed):
+        return []
+    return order_physical_first(read_topology(), limits.allowed)
 
 
 def _start_keeper(page: StatusPage, command: Sequence[str]) -> str:
@@ -39,42 +42,52 @@ def _start_keeper(page: StatusPage, command: Sequence[str]) -> str:
     child = os.fork()
     if child:
         os.waitpid(child, 0)  # the application must not find a child that it did not start
-        server.close()
-        return name
-    if os.fork():
+    elif os.fork():
         os._exit(0)
-    become_keeper(Keeper(page, server, pid, list(command)))
-    raise AssertionError  # not reached
+    else:
+        # Imported here, so that the application does not wait for it.
+        from fastsocket.app.keeper import Keeper, become_keeper
+
+        become_keeper(Keeper(page, server, pid, list(command)))
+    server.close()
+    return name
 
 
-def launch(command: Sequence[str], listen_spawn: int, cpus: Sequence[int]) -> NoReturn:
-    """Replace this process by `command`, accelerated.
+def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
+    environment = dict(os.environ)
+    others = environment.get("LD_PRELOAD")
+    environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
+    environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
+    return environment
+
+
+def launch(command: Sequence[str], parameters: Parameters) -> NoReturn:
+    """Replace this process by `command`, accelerated where the preload can reach it.
 
     Args:
         command: The command and its arguments, at least one word.
-        listen_spawn: 0 off, 1 the application pins its workers, 2 Fastsocket does.
-        cpus: CPUs to fill, in that order.
+        parameters: How it is accelerated.
 
     Raises:
-        NotFoundError: No such command.
-        FastsocketError: It cannot be executed.
+        CommandNotFoundError: No such command.
+        NotExecutableError: It cannot be executed.
+        FastsocketError: The library is missing, or others than root could replace it.
     """
-    path = command[0] if "/" in command[0] else shutil.which(command[0])
-    if not path or not os.path.exists(path):  # noqa: PTH110  # pathlib is slow to import
-        raise NotFoundError(f"{command[0]}: command not found")
-    library = native_file("libfsocket.so")
+    path = resolve(command[0])
+    program = classify(path)
     environment = dict(os.environ)
-    preload = environment.get("LD_PRELOAD")
-    environment["LD_PRELOAD"] = f"{library}:{preload}" if preload else str(library)
-    environment["FASTSOCKET_LISTEN_SPAWN"] = str(listen_spawn)
-    if listen_spawn:
-        page = StatusPage(cpus, listen_spawn)
+    if not program.preloadable:
+        print(f"fastsocket: runs as without Fastsocket: {program.why}", file=sys.stderr)
+    elif parameters.enable_listen_spawn:
+        library = native_file("libfsocket.so")
+        require_trusted(library)
+        environment = _environment(library, parameters)
+        page = StatusPage(cpus_to_fill(), parameters)
         environment["FASTSOCKET_KEEPER"] = _start_keeper(page, command)
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         os.execve(path, list(command), environment)
     except OSError as error:
-        raise NotExecutableError(
-            f"{command[0]} cannot be executed", error.strerror or ""
-        ) from error
+        what = f"{command[0]} cannot be executed"
+        raise NotExecutableError(what, error.strerror or "") from error

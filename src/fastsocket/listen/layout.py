@@ -87,7 +87,9 @@ class Slot(ctypes.Structure):
         ("order", c_uint32),
         ("shared", c_uint32),
         ("published", c_uint32),
-        ("pad1", c_uint32 * 4),
+        ("own", c_uint32),
+        ("fd", c_uint32),
+        ("pad1", c_uint32 * 2),
         ("assigned", c_uint64),
         ("spilled", c_uint64),
         ("seen_accepted", c_uint64),
@@ -95,7 +97,8 @@ class Slot(ctypes.Structure):
         ("epoch", c_uint64),
         ("window", c_uint32),
         ("quota", c_uint32),
-        ("pad2", c_uint64 * 2),
+        ("help", c_uint32),
+        ("pad2", c_uint32 * 3),
     )
 
 
@@ -114,10 +117,14 @@ class Listener(ctypes.Structure):
         ("address", c_uint8 * 16),
         ("unslotted", c_uint32),
         ("reason", c_uint32),
+        ("help", c_uint32),
+        ("backlog", c_uint32),
+        ("pad0", c_uint32),
+        ("stolen", c_uint32),
         ("late_cookie", c_uint64),
         ("passed", c_uint64),
         ("cpu_slot", c_uint16 * MAX_CPUS),
-        ("pad", c_uint8 * 56),
+        ("pad", c_uint8 * 40),
         ("slot", Slot * MAX_SLOTS),
     )
 

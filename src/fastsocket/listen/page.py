@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-from fastsocket.bpf.libbpf import BpfError, Map
+from fastsocket.bpf.libbpf import Map
+from fastsocket.config import Parameters
+from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
 from fastsocket.listen.layout import NO_CPU, Page, Policy, SlotState, Tier
 
@@ -27,38 +29,28 @@ class StatusPage:
 
     Args:
         cpus: CPUs to fill, in that order; empty to pin nothing.
-        listen_spawn: 0 off, 1 the application pins its workers, 2 Fastsocket does.
-        policy: Which slot is preferred.
-        stall_us: Microseconds without progress after which a worker gets no new connections.
-        slack: Connections within a window of 17 ms that a slot may be above the mean.
+        parameters: How the application is accelerated.
     """
 
-    def __init__(
-        self,
-        cpus: Sequence[int],
-        listen_spawn: int = 2,
-        policy: Policy = Policy.LOCAL,
-        stall_us: int = 5000,
-        slack: int = 64,
-    ) -> None:
+    def __init__(self, cpus: Sequence[int], parameters: Parameters) -> None:
         self.map: Map | None = None
         self.missing = ""  # why there is no BPF map
+        size = ctypes.sizeof(Page)
         try:
-            self.map = Map.create(
-                BPF_MAP_TYPE_ARRAY, "fs_page", 4, ctypes.sizeof(Page), 1, BPF_F_MMAPABLE
-            )
+            self.map = Map.create(BPF_MAP_TYPE_ARRAY, "fs_page", 4, size, 1, BPF_F_MMAPABLE)
             self.fd = self.map.fd
-        except BpfError as error:
+        except FastsocketError as error:  # no privilege, or no libbpf
             self.missing = str(error)
             self.fd = os.memfd_create("fs_page", os.MFD_CLOEXEC)
             os.ftruncate(self.fd, MAPPED)
         self.memory = mmap.mmap(self.fd, MAPPED, mmap.MAP_SHARED)
         self.view = page = Page.from_buffer(self.memory)
-        page.magic, page.version = layout.MAGIC, layout.VERSION
-        page.size = ctypes.sizeof(Page)
-        page.policy, page.listen_spawn = policy, listen_spawn
-        page.stall_ns, page.slack = stall_us * 1000, slack
-        page.spare_slots = min(max(FEWEST_SPARE_SLOTS, 2 * len(cpus)), layout.MAX_SLOTS)
+        page.magic, page.version, page.size = layout.MAGIC, layout.VERSION, size
+        page.policy = Policy[parameters.policy.upper()]
+        page.listen_spawn = parameters.enable_listen_spawn
+        page.stall_ns, page.slack = parameters.stall_us * 1000, parameters.slack
+        spare = parameters.slots or max(FEWEST_SPARE_SLOTS, 2 * len(cpus))
+        page.spare_slots = min(spare, layout.MAX_SLOTS)
         page.cpus = min(len(cpus), layout.MAX_CPUS)
         page.cpu_order[: page.cpus] = list(cpus)[: page.cpus]
 
@@ -76,11 +68,11 @@ class StatusPage:
 def snapshot(page: Page) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
-    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted`` and
-    ``slots``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
-    ``cookie`` (of its socket, as ``ss -e`` shows it), ``state``, ``accepted``, ``assigned``,
-    ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy`` (whether
-    its worker is away from its wait).
+    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``
+    and ``slots``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
+    ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``,
+    ``assigned``, ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy``
+    (whether its worker is away from its wait).
     """
     listeners = []
     for index in range(layout.MAX_LISTENERS):
@@ -95,6 +87,7 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
                 "tier": _name(Tier, entry.tier),
                 "passed": entry.passed,
                 "unslotted": entry.unslotted,
+                "stolen": entry.stolen,
                 "slots": [
                     _slot(page, number, entry.slot[number])
                     for number in range(min(entry.slots, layout.MAX_SLOTS))
