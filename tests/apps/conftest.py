@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import namespace
+from tests.apps.harness import namespace
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from harness import (
+from tests.apps.harness import (
     PATIENCE_S,
     PROGRAMS,
     Application,
