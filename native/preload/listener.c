@@ -124,7 +124,8 @@ void fs_adopt_inherited(void)
 	while ((entry = readdir(list))) {
 		fd = atoi(entry->d_name);
 		length = sizeof(listening);
-		if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening)
+		if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 &&
+		    listening)
 			fs_listener_add(fd, SOMAXCONN);
 	}
 	closedir(list);
