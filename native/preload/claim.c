@@ -6,6 +6,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -278,6 +280,7 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 	slot->fd = own ? l->fd : fd;
 	pl->backlog = l->backlog;
 	slot->worker = worker - fs_page->worker;
+	slot->settled = 0;
 	slot->accepted = slot->assigned;
 	slot->live = 0;
 	slot->cpu = choose_cpu(pl, worker);
@@ -383,6 +386,35 @@ void fs_pause(struct listener *l, int index, int paused)
 	if (pl->slot[index].state == (paused ? FS_SLOT_CLAIMED : FS_SLOT_PAUSED))
 		set_state(pl, index, paused ? FS_SLOT_PAUSED : FS_SLOT_CLAIMED);
 	fs_unlock(&pl->lock, &saved);
+}
+
+/* What was sent to the slot, and neither was accepted nor waits, never completed. */
+static void settle(struct listener *l, int index, int fd)
+{
+	struct fs_slot *slot = page_slot(l->page_index, index);
+	struct tcp_info info;
+	socklen_t length = sizeof(info);
+
+	/* Of a listener, tcpi_unacked is the length of its queue. */
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0)
+		slot->settled = slot->assigned - slot->accepted - info.tcpi_unacked;
+}
+
+/* From time to time: let the slots of this thread know how long their queues are. */
+void fs_settle(void)
+{
+	int saved = errno;
+
+	for (int i = 0; i < fs_listener_count; i++) {
+		struct listener *l = &fs_listeners[i];
+		struct stand_in *own;
+
+		if (l->fd < 0 || l->slot < 0)
+			continue;
+		own = fs_stand_in(l, fs_last_epfd);
+		settle(l, own ? own->slot : l->slot, own ? own->fd : l->fd);
+	}
+	errno = saved;
 }
 
 /* Let the kernel move an orphan's queue to the slots that are polled: a socket that stops to

@@ -134,6 +134,7 @@ void fs_pause(struct listener *l, int slot, int paused);
 int fs_fd_of_cookie(int page_index, uint64_t cookie);
 void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
+void fs_settle(void);
 
 /* steer.c: how the kernel learns of a slot */
 int fs_publish(struct listener *l, int slot, int fd);

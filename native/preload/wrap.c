@@ -15,6 +15,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
+#define WAITS_TO_SETTLE 128 /* a system call more in so many waits */
 
 /* The listener behind `fd` if it has one and this is not a child of vfork(). */
 static COLD struct listener *cold_listener(int fd)
@@ -118,6 +119,14 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 	return (struct source){fd, l->slot};
 }
 
+/* A counted connection is gone. */
+static inline void closed(const struct fd_entry *entry)
+{
+	if (entry->era == fs_era)
+		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
+				   __ATOMIC_RELAXED);
+}
+
 /* Count an accepted connection for its slot, until it is closed. */
 static inline void opened(const struct fd_entry *entry, int slot, int connection)
 {
@@ -126,6 +135,8 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 
 	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
+	if (fd_entry(connection)->kind == FD_CONNECTION)
+		closed(fd_entry(connection)); /* unseen: close_range(), a raw system call */
 	if (fd_entry(connection) != fd_entry(-1))
 		*fd_entry(connection) = (struct fd_entry){
 			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
@@ -251,9 +262,7 @@ EXPORT int close(int fd)
 	if (unlikely(entry->kind != FD_CONNECTION))
 		return close_special(fd);
 	entry->kind = FD_OTHER;
-	if (entry->era == fs_era)
-		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
-				   __ATOMIC_RELAXED);
+	closed(entry);
 	return NEXT(close)(fd);
 }
 
@@ -334,7 +343,8 @@ static inline void wait_begins(void)
 {
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
-		fs_worker->waits++;
+		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
+			fs_settle();
 	}
 }
 
