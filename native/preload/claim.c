@@ -343,7 +343,7 @@ int fs_claim(struct listener *l, int epfd)
 		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);
 		if (slot >= 0 && l->origin >= 0)
 			NEXT(dup3)
-			(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
+		(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
 	} else if (pl->tier != FS_TIER_NONE && (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
