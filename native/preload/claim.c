@@ -48,35 +48,6 @@ static int free_slot(struct fs_listener *pl)
 	return -1;
 }
 
-static void unlink_cpu(struct fs_listener *pl, int index)
-{
-	struct fs_slot *slot = &pl->slot[index];
-	unsigned next;
-
-	if (slot->cpu >= FS_MAX_CPUS)
-		return;
-	next = pl->cpu_slot[slot->cpu];
-	if (next == (unsigned)index + 1)
-		pl->cpu_slot[slot->cpu] = slot->next;
-	for (int i = 0; next && i < FS_MAX_SLOTS; i++) {
-		struct fs_slot *other = &pl->slot[(next - 1) & (FS_MAX_SLOTS - 1)];
-
-		next = other->next;
-		if (next == (unsigned)index + 1)
-			other->next = slot->next;
-	}
-}
-
-static void link_cpu(struct fs_listener *pl, int index)
-{
-	struct fs_slot *slot = &pl->slot[index];
-
-	if (slot->cpu >= FS_MAX_CPUS)
-		return;
-	slot->next = pl->cpu_slot[slot->cpu];
-	__atomic_store_n(&pl->cpu_slot[slot->cpu], index + 1, __ATOMIC_RELEASE);
-}
-
 static void set_state(struct fs_listener *pl, int index, enum fs_slot_state state)
 {
 	struct fs_slot *slot = &pl->slot[index];
@@ -90,7 +61,7 @@ static void set_state(struct fs_listener *pl, int index, enum fs_slot_state stat
  */
 static void abandon(struct fs_listener *pl, int index)
 {
-	unlink_cpu(pl, index);
+	fs_unlink_cpu(pl, index);
 	pl->slot[index].cpu = FS_NO_CPU;
 	pl->slot[index].live = 0;
 	if (pl->slot[index].shared) {
@@ -102,17 +73,23 @@ static void abandon(struct fs_listener *pl, int index)
 	fs_unpublish(pl, &pl->slot[index]);
 }
 
+/* Give up the slots of dead workers. */
 static void sweep(struct fs_listener *pl)
 {
+	int found = 0;
+
 	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		const struct fs_slot *slot = &pl->slot[i];
-		const struct fs_worker *worker =
-			&fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
+		const struct fs_worker *worker = fs_worker_of(slot);
 
 		if ((slot->state == FS_SLOT_CLAIMED || slot->state == FS_SLOT_PAUSED) &&
-		    !fs_alive(worker->pid, worker->tid, worker->start))
+		    !fs_alive(worker->pid, worker->tid, worker->start)) {
 			abandon(pl, i);
+			found = 1;
+		}
 	}
+	if (found)
+		fs_level(pl);
 }
 
 /* This thread's entry in the page, made at its first claim. */
@@ -136,57 +113,6 @@ static struct fs_worker *own_worker(void)
 	}
 	fs_unlock(&fs_page->worker_lock, &saved);
 	return fs_worker;
-}
-
-/* The CPU that the thread serves: the one that the application pinned it to, or, in mode 2,
- * the one of its allowed CPUs that serves the fewest slots of this listener.
- */
-static uint32_t choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker)
-{
-	uint32_t best = FS_NO_CPU;
-	int fewest = FS_MAX_SLOTS + 1;
-	cpu_set_t allowed;
-
-	if (worker->cpu != FS_NO_CPU)
-		return worker->cpu;
-	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
-		return FS_NO_CPU;
-	for (unsigned i = 0; i < fs_page->cpus && i < FS_MAX_CPUS; i++) {
-		unsigned cpu = fs_page->cpu_order[i];
-		int count = 0;
-
-		if (cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed))
-			continue;
-		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
-			count += pl->slot[j].state == FS_SLOT_CLAIMED && pl->slot[j].cpu == cpu;
-		if (count < fewest) {
-			fewest = count;
-			best = cpu;
-		}
-	}
-	return CPU_COUNT(&allowed) == 1 || fs_page->listen_spawn == 2 ? best : FS_NO_CPU;
-}
-
-/* With a second worker locality begins to pay: pin all that serve a CPU and are not yet. */
-static void pin_workers(struct fs_listener *pl)
-{
-	if (pl->claimed < 2 || fs_page->listen_spawn != 2)
-		return;
-	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
-		struct fs_slot *slot = &pl->slot[i];
-		struct fs_worker *worker = &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
-		cpu_set_t one, now;
-
-		if (slot->state != FS_SLOT_CLAIMED || slot->cpu >= CPU_SETSIZE || worker->pinned)
-			continue;
-		CPU_ZERO(&one);
-		CPU_SET(slot->cpu, &one);
-		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
-		    !CPU_EQUAL(&one, &now) &&
-		    sched_setaffinity(worker->tid, sizeof(one), &one) == 0)
-			worker->pinned = 1;
-		worker->cpu = slot->cpu;
-	}
 }
 
 /* Descriptor in this process of the socket with that cookie, or -1. */
@@ -274,7 +200,7 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 	if (before < 0)
 		*slot = (struct fs_slot){.cookie = cookie, .state = slot->state};
 	else
-		unlink_cpu(pl, index);
+		fs_unlink_cpu(pl, index);
 	slot->shared = shared;
 	slot->own = own;
 	slot->fd = own ? l->fd : fd;
@@ -283,14 +209,14 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 	slot->settled = 0;
 	slot->accepted = slot->assigned;
 	slot->live = 0;
-	slot->cpu = choose_cpu(pl, worker);
-	link_cpu(pl, index);
+	slot->cpu = fs_choose_cpu(pl, worker);
+	fs_link_cpu(pl, index);
 	set_state(pl, index, FS_SLOT_CLAIMED);
 	if (publish_all(l, pl) < 0) {
 		int error = errno;
 
 		/* Not reachable through the program: this socket must not get a queue. */
-		unlink_cpu(pl, index);
+		fs_unlink_cpu(pl, index);
 		slot->cpu = FS_NO_CPU;
 		set_state(pl, index, FS_SLOT_FREE);
 		if (fd != l->fd)
@@ -298,7 +224,7 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 		errno = error;
 		return -1;
 	}
-	pin_workers(pl);
+	fs_pin_workers(pl);
 	return index;
 }
 
@@ -448,6 +374,7 @@ void fs_release(struct listener *l, int index)
 	fs_lock(&pl->lock, &saved);
 	abandon(pl, index);
 	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
+	fs_level(pl);
 	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
 		publish_all(l, pl);
 	fs_unlock(&pl->lock, &saved);

@@ -105,6 +105,11 @@ static inline struct fs_slot *page_slot(int listener, int slot)
 	return &fs_page->listener[listener & (FS_MAX_LISTENERS - 1)].slot[slot & (FS_MAX_SLOTS - 1)];
 }
 
+static inline struct fs_worker *fs_worker_of(const struct fs_slot *slot)
+{
+	return &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
+}
+
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);
 void fs_private_close(int fd, uint64_t cookie);
@@ -135,6 +140,13 @@ int fs_fd_of_cookie(int page_index, uint64_t cookie);
 void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
 void fs_settle(void);
+
+/* cpu.c */
+void fs_link_cpu(struct fs_listener *pl, int index);
+void fs_unlink_cpu(struct fs_listener *pl, int index);
+uint32_t fs_choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker);
+void fs_pin_workers(struct fs_listener *pl);
+void fs_level(struct fs_listener *pl);
 
 /* steer.c: how the kernel learns of a slot */
 int fs_publish(struct listener *l, int slot, int fd);

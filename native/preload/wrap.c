@@ -200,6 +200,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 	if (slot < 0 || !(fcntl(l->fd, F_GETFL) & O_NONBLOCK))
 		return -1;
 	pl->help = 0;
+	page_slot(l->page_index, slot)->help = 0; /* its worker is at it */
 	for (unsigned i = 0; connection < 0 && i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[i];
 		int fd = (int)i != slot && wants_help(other) ?
