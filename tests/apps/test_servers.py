@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
 from tests.apps.harness import (
     PATIENCE_S,
     PROGRAMS,
