@@ -15,7 +15,7 @@ uint64_t fs_cookie(int fd)
 	uint64_t cookie = 0;
 	socklen_t length = sizeof(cookie);
 
-	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0 ? 0 : cookie;
+	return NEXT(getsockopt)(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0 ? 0 : cookie;
 }
 
 /* Bind one more sibling; returns its place in l->sibling, or -1 with errno. */
@@ -30,7 +30,7 @@ int fs_sibling_create(struct listener *l)
 		return -1;
 	}
 	if (getsockname(own, (struct sockaddr *)&address, &length) < 0 ||
-	    getsockopt(own, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+	    NEXT(getsockopt)(own, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
 		return -1;
 	fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)
