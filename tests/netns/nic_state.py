@@ -11,7 +11,7 @@ _MOVING = ("tcp_fastopen_key", "byte_queue_limits", "tx_timeout", "tx_maxrate", 
 
 
 def state_of(interface: str) -> dict[str, str]:
-    """Return queue files, sysctls, ethtool's answers and the nftables ruleset."""
+    """Return queue files, sysctls, affinities, ethtool's answers and the nftables ruleset."""
     state = {}
     folders = (f"/sys/class/net/{interface}/queues", "/proc/sys/net/core", "/proc/sys/net/ipv4")
     for folder in folders:
@@ -21,6 +21,8 @@ def state_of(interface: str) -> dict[str, str]:
                     state[str(path)] = path.read_bytes().decode()
                 except OSError as error:
                     state[str(path)] = str(error.errno)
+    for path in sorted(Path("/proc/irq").glob("*/smp_affinity_list")):
+        state[str(path)] = path.read_text()
     for option in ("-l", "-k", "-c", "-g", "-n", "-x"):
         state[f"ethtool {option}"] = _output("ethtool", option, interface)
     state["nft"] = _output("nft", "list", "ruleset")
