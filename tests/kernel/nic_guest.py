@@ -25,7 +25,7 @@ from fastsocket.nic.live import LiveHost
 from fastsocket.nic.plan import make_plan
 from fastsocket.nic.undo import undo
 
-REQUEST = Request("long")
+REQUEST = Request("long", cpus=(0, 1, 2))
 MODULES = ("e1000e", "virtio_net", "bonding", "8021q")
 
 

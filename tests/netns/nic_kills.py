@@ -57,6 +57,7 @@ def main(interface: str, folder: Path) -> None:
     def do_undo(progress: Callable[[Setting, str], None]) -> None:
         undo(LiveHost(), store, interface, progress=progress)
 
+    make()  # imports what every child would import again
     before = state_of(interface)
     kills = {"apply": 0, "undo": 0}
     wrong: list[str] = []
