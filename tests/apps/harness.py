@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsocket
+from fastsocket.app.client import ask
 from fastsocket.native import native_file
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "listening",
     "namespace",
     "on_cpu",
+    "python_server",
     "say",
     "wait_until",
+    "who_serves",
 ]
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -207,7 +210,7 @@ class Application:
             return True
         return False
 
-    def ask(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """Return the application's entry of ``fastsocket status --json``."""
         done = subprocess.run(
             fastsocket_command("status", "--json", str(self.pid)),
@@ -218,13 +221,19 @@ class Application:
         )
         assert done.returncode == 0, done.stderr
         (status,) = json.loads(done.stdout)["applications"]
-        self._keeper = status["keeper"]
-        self._kernel |= _kernel_objects(self._keeper)
+        return status
+
+    def ask(self) -> dict[str, Any] | None:
+        """Return the same from its keeper, which takes less time; None if that is not there."""
+        status = ask(self.pid)
+        if status:
+            self._keeper = status["keeper"]
+            self._kernel |= _kernel_objects(self._keeper)
         return status
 
     def slots(self, port: int = 0, state: str = "claimed") -> list[dict[str, Any]]:
         """Return the slots of the listener on `port` (its first where 0) that are `state`."""
-        for listener in self.ask()["listeners"]:
+        for listener in (self.ask() or {"listeners": []})["listeners"]:
             if listener["port"] == (port or self.port):
                 return [slot for slot in listener["slots"] if slot["state"] == state]
         return []
@@ -296,3 +305,22 @@ def _exists(kind: str, number: int) -> bool:
         ["bpftool", kind, "show", "id", str(number)], capture_output=True, check=False
     )
     return done.returncode == 0
+
+
+def python_server(plan: Mapping[str, Any], port: int = 0, **options: Any) -> Application:
+    """Start ``programs/server.py``; its docstring says what a plan may hold."""
+    command = [sys.executable, PROGRAMS / "server.py", json.dumps(plan)]
+    if not port and "listen" in plan:
+        port = plan["listen"][0][1]
+    return Application(command, port, **options)
+
+
+def who_serves(
+    port: int, cpus: Sequence[int], connections: int = 10, host: str = "127.0.0.1"
+) -> dict[int, list[dict[str, Any]]]:
+    """Return what that server says to clients on each CPU: pid, cpu and options of each answer."""
+    said: dict[int, list[dict[str, Any]]] = {}
+    for cpu in cpus:
+        with on_cpu(cpu):
+            said[cpu] = [json.loads(say(port, b"?", host)) for _ in range(connections)]
+    return said
