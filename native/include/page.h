@@ -86,7 +86,8 @@ struct fs_slot {
 	__u32 quota; /* program: how many it may have before the mean is computed again */
 	__u32 help; /* program: connections wait here for too long; shim: they no longer do */
 	__u32 before; /* program: connections sent here in the window before */
-	__u32 pad2[2];
+	__u32 left_in; /* lock: of an orphan: process in which its thread ended, 0 if that is gone */
+	__u32 pad2;
 } __attribute__((aligned(64)));
 
 /* One address and port that the application listens on. */

@@ -61,10 +61,14 @@ static void set_state(struct fs_listener *pl, int index, enum fs_slot_state stat
  */
 static void abandon(struct fs_listener *pl, int index)
 {
+	const struct fs_worker *worker = fs_worker_of(&pl->slot[index]);
+	int thread_only = worker->pid != worker->tid && fs_alive(worker->pid, worker->pid, worker->start);
+
 	fs_unlink_cpu(pl, index);
+	pl->slot[index].left_in = thread_only ? worker->pid : 0;
 	pl->slot[index].cpu = FS_NO_CPU;
 	pl->slot[index].live = 0;
-	if (pl->slot[index].shared) {
+	if (pl->slot[index].shared || thread_only) {
 		set_state(pl, index, FS_SLOT_ORPHAN);
 		pl->help = 1;
 		return;
@@ -109,6 +113,7 @@ static struct fs_worker *own_worker(void)
 		*worker = (struct fs_worker){
 			.start = fs_start_time(pid), .pid = pid, .tid = tid, .cpu = FS_NO_CPU};
 		fs_worker = worker;
+		pthread_setspecific(fs_thread_key, worker);
 		break;
 	}
 	fs_unlock(&fs_page->worker_lock, &saved);
@@ -351,6 +356,8 @@ static void hand_over(struct fs_listener *pl, int index, int fd)
 {
 	struct fs_slot *slot = &pl->slot[index];
 
+	if (fs_alive(slot->left_in, slot->left_in, 0))
+		return; /* a further thread may poll it still */
 	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
 	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
 		return;
@@ -378,6 +385,61 @@ void fs_release(struct listener *l, int index)
 	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
 		publish_all(l, pl);
 	fs_unlock(&pl->lock, &saved);
+}
+
+/* A thread that polled slots ends; its process goes on. */
+void fs_thread_ends(void *worker)
+{
+	if (!fs_worker || worker != fs_worker)
+		return; /* of a process that forked */
+	for (int i = 0; i < fs_listener_count; i++) {
+		struct listener *l = &fs_listeners[i];
+		struct fs_listener *pl = &fs_page->listener[l->page_index];
+		sigset_t saved;
+
+		if (l->fd < 0)
+			continue;
+		fs_lock(&pl->lock, &saved);
+		for (int j = l->stand_ins - 1; j >= 0; j--)
+			if (fs_worker_of(&pl->slot[l->stand_in[j].slot]) == worker) {
+				abandon(pl, l->stand_in[j].slot);
+				l->stand_in[j] = l->stand_in[--l->stand_ins];
+			}
+		if (l->slot >= 0 && (uint32_t)l->tid == fs_worker->tid &&
+		    fs_worker_of(&pl->slot[l->slot]) == worker) {
+			abandon(pl, l->slot);
+			l->slot = UNCLAIMED;
+			l->epfd = -1;
+			fs_unclaimed++;
+		}
+		fs_level(pl);
+		fs_unlock(&pl->lock, &saved);
+	}
+	fs_worker->pid = 0;
+	fs_worker = NULL;
+}
+
+/* This process had slots before it replaced itself by exec; now it polls none. */
+void fs_forget_past(void)
+{
+	sigset_t saved;
+
+	for (int i = 0; i < FS_MAX_LISTENERS; i++) {
+		struct fs_listener *pl = &fs_page->listener[i];
+
+		if (!pl->claimed)
+			continue;
+		fs_lock(&pl->lock, &saved);
+		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
+			if ((pl->slot[j].state == FS_SLOT_CLAIMED ||
+			     pl->slot[j].state == FS_SLOT_PAUSED) &&
+			    fs_worker_of(&pl->slot[j])->pid == (uint32_t)fs_pid)
+				abandon(pl, j);
+		fs_unlock(&pl->lock, &saved);
+	}
+	for (int i = 0; i < FS_MAX_WORKERS; i++)
+		if (fs_page->worker[i].pid == (uint32_t)fs_pid)
+			fs_page->worker[i].pid = 0;
 }
 
 /* For the keeper, which is not written in C and has no other way to take a lock. */

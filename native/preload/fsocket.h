@@ -4,8 +4,10 @@
 #define FASTSOCKET_FSOCKET_H
 
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdint.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
@@ -92,6 +94,7 @@ extern int fs_mode; /* enable_listen_spawn */
 /* Of the calling thread. */
 extern __thread struct fs_worker *fs_worker; /* NULL until it claimed a slot */
 extern __thread int fs_last_epfd;
+extern pthread_key_t fs_thread_key; /* holds fs_worker too, for the end of the thread */
 
 static inline struct fd_entry *fd_entry(int fd)
 {
@@ -133,6 +136,9 @@ void fs_register_process(void);
 void fs_before_fork(void);
 void fs_after_fork_in_child(void);
 
+/* exec.c */
+void fs_environment_keep(void);
+
 /* claim.c */
 int fs_claim(struct listener *l, int epfd);
 void fs_pause(struct listener *l, int slot, int paused);
@@ -140,6 +146,8 @@ int fs_fd_of_cookie(int page_index, uint64_t cookie);
 void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
 void fs_settle(void);
+void fs_forget_past(void);
+void fs_thread_ends(void *worker);
 
 /* cpu.c */
 void fs_link_cpu(struct fs_listener *pl, int index);

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -257,6 +258,37 @@ EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
 	return fd_entry(fd)->kind == FD_LISTENER ? accept4(fd, addr, len, 0) :
 						   NEXT(accept)(fd, addr, len);
+}
+
+/* recvmsg */
+
+/* Listeners that another process hands over (HAProxy's expose-fd) are known from here on. */
+static COLD void received(struct msghdr *message)
+{
+	int saved = errno, listening, fd;
+	socklen_t length;
+
+	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head; head = CMSG_NXTHDR(message, head)) {
+		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {
+			memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
+			length = sizeof(listening);
+			if (!getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
+			    listening)
+				fs_listener_add(fd, SOMAXCONN);
+		}
+	}
+	errno = saved;
+}
+
+EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+	ssize_t result = NEXT(recvmsg)(fd, message, flags);
+
+	if (unlikely(result >= 0 && message->msg_controllen && fs_mode))
+		received(message);
+	return result;
 }
 
 /* close, dup2, dup3 */

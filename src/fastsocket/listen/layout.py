@@ -99,7 +99,8 @@ class Slot(ctypes.Structure):
         ("quota", c_uint32),
         ("help", c_uint32),
         ("before", c_uint32),
-        ("pad2", c_uint32 * 2),
+        ("left_in", c_uint32),
+        ("pad2", c_uint32),
     )
 
 
