@@ -265,8 +265,9 @@ int fs_claim(struct listener *l, int epfd)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
 	int saved_errno = errno, slot = -1, first, place;
-	sigset_t saved;
+	sigset_t saved, before;
 
+	fs_hold_signals(&before);
 	fs_lock(&pl->lock, &saved);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
 	sweep(pl);
@@ -303,6 +304,7 @@ int fs_claim(struct listener *l, int epfd)
 	fs_unlock(&pl->lock, &saved);
 	if (slot >= 0)
 		fs_keeper_tell(FS_OP_WORKER, l, slot, fs_worker - fs_page->worker, -1);
+	fs_release_signals(&before);
 	errno = saved_errno;
 	return slot;
 }

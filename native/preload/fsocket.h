@@ -95,6 +95,10 @@ extern int fs_mode; /* enable_listen_spawn */
 extern __thread struct fs_worker *fs_worker; /* NULL until it claimed a slot */
 extern __thread int fs_last_epfd;
 extern pthread_key_t fs_thread_key; /* holds fs_worker too, for the end of the thread */
+extern __thread int fs_interrupted; /* by signals during the last claim */
+
+#define FS_RESTARTED 1 /* handled with SA_RESTART: accept() goes on, poll() and select() do not */
+#define FS_INTERRUPTED 2
 
 static inline struct fd_entry *fd_entry(int fd)
 {
@@ -170,5 +174,7 @@ void fs_lock(uint32_t *word, sigset_t *saved);
 void fs_unlock(uint32_t *word, const sigset_t *saved);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);
+void fs_hold_signals(sigset_t *saved);
+void fs_release_signals(const sigset_t *saved);
 
 #endif

@@ -118,6 +118,16 @@ EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 
 /* accept */
 
+/* Whether a signal of that kind came during the claim that has just been made; sets errno. */
+static COLD int was_interrupted(int kinds)
+{
+	int interrupted = fs_interrupted & kinds;
+
+	fs_interrupted = 0;
+	errno = interrupted ? EINTR : errno;
+	return interrupted;
+}
+
 /* What accept() works on for this thread. */
 struct source {
 	int fd, slot;
@@ -239,6 +249,9 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (entry->kind != FD_LISTENER)
 		return NEXT(accept4)(fd, addr, len, flags);
 	source = source_of(entry, fd);
+	if (unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED) &&
+	    !(fcntl(fd, F_GETFL) & O_NONBLOCK))
+		return -1;
 	connection = -1;
 	if (unlikely(help_is_wanted(entry)))
 		connection = accept_for_another(&fs_listeners[entry->listener], source.slot, addr,
@@ -368,6 +381,7 @@ static COLD int polled_fd(struct listener *l, int epfd, int op)
 			l->epfd = epfd;
 		else if (l->slot < 0 || (l->epfd != epfd && l->tid != syscall(SYS_gettid)))
 			fs_claim(l, epfd);
+		fs_interrupted = 0; /* no wait follows at once */
 		own = fs_stand_in(l, epfd);
 	}
 	return own ? own->fd : l->fd;
@@ -458,29 +472,32 @@ static COLD void claim_polled(int fd)
 		fs_claim(l, -1);
 }
 
-static inline void poll_begins(const struct pollfd *fds, nfds_t count)
+static inline int poll_begins(const struct pollfd *fds, nfds_t count)
 {
 	if (unlikely(fs_unclaimed))
 		for (nfds_t i = 0; i < count; i++)
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
 	wait_begins();
+	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
-static inline void select_begins(int count, const fd_set *in)
+static inline int select_begins(int count, const fd_set *in)
 {
 	if (unlikely(fs_unclaimed && in))
 		for (int fd = 0; fd < count; fd++)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
 	wait_begins();
+	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
 EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(poll)(fds, count, timeout);
 	wait_ends();
 	return result;
@@ -490,7 +507,8 @@ EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(__poll_chk)(fds, count, timeout, size);
 	wait_ends();
 	return result;
@@ -501,7 +519,8 @@ EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeou
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(ppoll)(fds, count, timeout, mask);
 	wait_ends();
 	return result;
@@ -512,7 +531,8 @@ EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(__ppoll_chk)(fds, count, timeout, mask, size);
 	wait_ends();
 	return result;
@@ -522,7 +542,8 @@ EXPORT int select(int count, fd_set *in, fd_set *out, fd_set *except, struct tim
 {
 	int result;
 
-	select_begins(count, in);
+	if (select_begins(count, in))
+		return -1;
 	result = NEXT(select)(count, in, out, except, timeout);
 	wait_ends();
 	return result;
@@ -533,7 +554,8 @@ EXPORT int pselect(int count, fd_set *in, fd_set *out, fd_set *except,
 {
 	int result;
 
-	select_begins(count, in);
+	if (select_begins(count, in))
+		return -1;
 	result = NEXT(pselect)(count, in, out, except, timeout, mask);
 	wait_ends();
 	return result;
