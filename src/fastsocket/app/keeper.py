@@ -205,7 +205,7 @@ class Keeper:
                 same = index
             elif not entry.claimed:
                 idle = index
-        if same is not None and self.page.view.listener[same].claimed:
+        if same is not None and self._in_use(self.page.view.listener[same]):
             return same
         for place in (same, free, idle):
             if place is not None:
@@ -213,14 +213,25 @@ class Keeper:
                 return place
         raise OSError(errno.ENOSPC, "all listeners of the status page are in use")
 
+    @staticmethod
+    def _in_use(entry: layout.Listener) -> bool:
+        """Whether workers poll there, or sockets wait in the program's map for the next ones."""
+        slots = (entry.slot[number] for number in range(min(entry.slots, layout.MAX_SLOTS)))
+        return bool(entry.claimed) or (
+            entry.tier >= Tier.SELECT and any(slot.state == SlotState.ORPHAN for slot in slots)
+        )
+
     def _reset(self, index: int, family: int, address: bytes, port: int) -> None:
         entry = self.page.view.listener[index]
+        # A successor may get the socket that an earlier worker set SO_REUSEPORT on (uvicorn).
+        late = entry.late_cookie
         entry.generation = 0
         stale = self._selectors.pop(index, None)
         if stale:
             stale.close()
         ctypes.memset(ctypes.addressof(entry), 0, ctypes.sizeof(entry))
         self._generation += 1
+        entry.late_cookie = late
         entry.tier, entry.family, entry.port = self.tier, family, port
         entry.address[:] = address
         entry.generation = self._generation

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""HAProxy reloads under load, by its master and by hand, with and without handing sockets over."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.apps.harness import Application, wait_until
+from tests.apps.lifecycle import load
+from tests.apps.test_servers import ANSWER, PORT, haproxy
+
+pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
+
+RELOADS = 3
+
+
+def workers(app: Application) -> set[int]:
+    return {slot["pid"] for slot in app.slots()}
+
+
+@pytest.mark.parametrize("hands_over", [True, False])
+def test_reloads_by_the_master(tmp_path: Path, hands_over: bool) -> None:
+    expose = " expose-fd listeners" if hands_over else ""
+    stats = f"stats socket {tmp_path}/stats mode 600 level admin{expose}"
+    command = haproxy(tmp_path, ANSWER, stats)
+    command[command.index("-db")] = "-W"
+    with Application(command, PORT) as app:
+        app.wait_for_slots(2)
+        with load(PORT) as running:
+            for _ in range(RELOADS):
+                old = workers(app)
+                os.kill(app.pid, signal.SIGUSR2)
+                wait_until(
+                    lambda old=old: workers(app) and not workers(app) & old, "the new worker"
+                )
+                assert len(app.slots()) == 2
+        running.expect_nothing_lost()
+        app.stop()
+
+
+def test_a_reload_by_hand_under_a_keeper_of_its_own(tmp_path: Path) -> None:
+    """As init scripts do it: a second HAProxy starts, and tells the first one to finish."""
+    command = haproxy(tmp_path, ANSWER)
+    with Application(command, PORT) as first, load(PORT) as running:
+        first.wait_for_slots(2)
+        with Application([*command, "-sf", str(first.pid)], PORT) as second:
+            second.wait_for_slots(2)
+            assert first.process.wait(10) == 0
+            first.expect_nothing_left()
+            second.wait_for_slots(2)
+            running.process.send_signal(signal.SIGCONT)
+            done = running.process
+            done.send_signal(signal.SIGINT)
+            wait_until(lambda: done.poll() is not None, "the load to end")
+            second.stop(signal.SIGUSR1)
+    running.expect_nothing_lost()
