@@ -90,6 +90,13 @@ struct {
 	__type(value, __u64);
 } counters REMOVABLE;
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} scratch REMOVABLE;
+
 const volatile struct steer_settings steer_settings SEC(".rodata.steer");
 volatile struct steer_state steer_state SEC(".bss.steer");
 
@@ -266,14 +273,24 @@ inlined __s64 counter_add(__s64 number, __s64 amount)
 	return before & 0x3fffffffffffffffULL;
 }
 
-/*
- * The same number, but unknown to the verifier. It walks both sides of each branch on an unknown
- * number and joins them after it, but follows each known number by itself: with many branches that
- * would exceed its limit.
- */
-inlined __s64 steer_opaque(__s64 number)
+/* NULL only if the kernel breaks its word: element 0 of a per-CPU array is always there. */
+inlined __u64 *steer_scratch(void)
 {
-	return number + steer_state.zero;
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&scratch, &key);
+}
+
+/*
+ * The same number, but unknown to the verifier, as it comes from a map. The verifier walks both
+ * sides of a branch on an unknown number and joins them after it, but follows what is known, and
+ * whatever that was computed from, along each way by itself: with many branches that would exceed
+ * its limit. An addition of something unknown is not enough; the verifier looks through it.
+ */
+inlined __s64 steer_opaque(__u64 *kept, __s64 number)
+{
+	*(volatile __u64 *)kept = number;
+	return *(volatile __u64 *)kept;
 }
 
 #ifdef STEER_RULE
@@ -434,8 +451,8 @@ int steer(struct xdp_md *ctx)
 {
 	struct cursor cursor = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
 	struct packet p = { .ctx = ctx, .length = cursor.end - cursor.at };
-	__u32 cpu;
 	__s64 verdict;
+	__u32 index, cpu;
 	int way;
 
 	if (steer_settings.frags)
@@ -448,9 +465,12 @@ int steer(struct xdp_md *ctx)
 	verdict = rule(&p);
 	if (verdict < 0)
 		return leave(STEER_RULE_PASS, verdict, XDP_PASS);
-	if (verdict >= steer_settings.cpus || verdict >= STEER_MAX_CPUS)
+	index = verdict < steer_settings.cpus ? verdict : STEER_MAX_CPUS;
+	/* The bound must be tested where the verifier sees it, whatever is known of the rule. */
+	barrier_var(index);
+	if (index >= STEER_MAX_CPUS)
 		return leave(STEER_NO_CPU, verdict, XDP_PASS);
-	cpu = steer_settings.number[verdict];
+	cpu = steer_settings.number[index];
 	if (cpu == bpf_get_smp_processor_id())
 		return leave(STEER_HERE, verdict, XDP_PASS);
 	if (bpf_redirect_map(&cpus, cpu, XDP_PASS) != XDP_REDIRECT)

@@ -38,7 +38,6 @@ struct steer_settings {
 };
 
 struct steer_state {
-	__u64 zero;    /* always 0, which the verifier cannot know: see steer_opaque() */
 	__s64 verdict; /* under tracing: what the rule returned */
 	__u64 way;     /* under tracing: enum steer_exit */
 };

@@ -51,8 +51,12 @@ def compile_rule(rule: Rule, cpus: int) -> CompiledRule:
     bitcode = native_file("steer.bc")
     try:
         module = llvm.parse_bitcode(_read(bitcode))
-        module.link_in(llvm.parse_assembly(emit(function)))
-        _hide(module, {table.map_name for table in rule.tables.values()})
+        text = emit(function)
+        module.link_in(llvm.parse_assembly(text))
+        used = {table.map_name for table in rule.tables.values()}
+        if "steer_scratch" in text:
+            used.add("scratch")
+        _hide(module, used)
         machine = _machine()
         options = llvm.create_pipeline_tuning_options(speed_level=2)
         builder = llvm.create_pass_builder(machine, options)

@@ -10,7 +10,7 @@ from fastsocket.steer.language import PASS, TableKind
 
 __all__ = ["emit"]
 
-_I64, _I1, _PTR = llvm.IntType(64), llvm.IntType(1), llvm.PointerType()
+_I64, _I1, _PTR, _VOID = llvm.IntType(64), llvm.IntType(1), llvm.PointerType(), llvm.VoidType()
 _PLAIN = {"+": "add", "-": "sub", "*": "mul", "&": "and_", "|": "or_", "^": "xor", "<<": "shl"}
 
 _OPAQUE_FROM = 10
@@ -35,6 +35,7 @@ class _Emitter:
         self.rule = llvm.Function(self.module, llvm.FunctionType(_I64, [_PTR]), "rule")
         self.rule.attributes.add("alwaysinline")
         self.builder = llvm.IRBuilder(self.rule.append_basic_block())
+        self.scratch = self._scratch() if self.opaque else None
         self.names = {name: self._slot() for name in function.names}
         self.block(function.body)
         if not self.builder.block.is_terminated:
@@ -53,9 +54,10 @@ class _Emitter:
             case ir.Do(value=value):
                 self.value(value)
             case ir.Store(table=table, verb=verb, arguments=arguments):
-                self._call(f"{table.map_name}_{verb}", *map(self.value, arguments), void=True)
+                key, number = map(self.value, arguments)
+                self._call(f"{table.map_name}_{verb}", self._hidden(key), number, result=_VOID)
             case ir.Return(value=value):
-                self.builder.ret(self.value(value))
+                self.builder.ret(self._hidden(self.value(value)))
             case ir.If(test=test, then=then, other=other):
                 self._if(test, then, other)
             case ir.For():
@@ -120,6 +122,8 @@ class _Emitter:
                 values = [self.value(argument) for argument in arguments]
                 if table.kind == TableKind.PREFIXES:
                     values.insert(0, self.rule.args[0])
+                else:
+                    values[0] = self._hidden(values[0])
                 return self._call(f"{table.map_name}_{verb}", *values)
             case ir.Count(table=table, amount=amount):
                 return self._call("counter_add", _I64(table.slot), self.value(amount))
@@ -237,19 +241,29 @@ class _Emitter:
 
     def _hidden(self, value: llvm.Value) -> llvm.Value:
         """The value, hidden from the verifier in rules with many branches (see steer_opaque)."""
-        if not self.opaque or isinstance(value, llvm.Constant):
+        if self.scratch is None:
             return value
-        return self._call("steer_opaque", value)
+        return self._call("steer_opaque", self.scratch, value)
+
+    def _scratch(self) -> llvm.Value:
+        """Get the memory for hiding; the rule passes in the impossible case that there is none."""
+        place = self._call("steer_scratch", result=_PTR)
+        go_on = self.rule.append_basic_block()
+        without = self.rule.append_basic_block()
+        self.builder.cbranch(self.builder.icmp_unsigned("!=", place, _PTR(None)), go_on, without)
+        self.builder.position_at_end(without)
+        self.builder.ret(_I64(PASS))
+        self.builder.position_at_end(go_on)
+        return place
 
     def _slot(self) -> llvm.Value:
         """A place for a local variable, made in the entry block."""
         with self.builder.goto_entry_block():
             return self.builder.alloca(_I64)
 
-    def _call(self, name: str, *arguments: llvm.Value, void: bool = False) -> llvm.Value:
+    def _call(self, name: str, *arguments: llvm.Value, result: llvm.Type = _I64) -> llvm.Value:
         """Call a function of the dispatcher."""
         if name not in self.functions:
-            result = llvm.VoidType() if void else _I64
             kinds = [argument.type for argument in arguments]
             self.functions[name] = llvm.Function(
                 self.module, llvm.FunctionType(result, kinds), name

@@ -46,7 +46,6 @@ class State(ctypes.Structure):
     """struct steer_state: what the program leaves under tracing."""
 
     _fields_ = (
-        ("zero", ctypes.c_uint64),
         ("verdict", ctypes.c_int64),
         ("way", ctypes.c_uint64),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from fastsocket.steer.check import Rule
 from fastsocket.steer.language import FIELDS, PASS, Table, TableKind
 
-__all__ = ["Reference"]
+__all__ = ["Counter", "IntegerTable", "Prefixes", "Reference"]
 
 
 class Reference:
@@ -50,7 +50,7 @@ def _code(rule: Rule) -> CodeType:
     return compile(module, str(rule.path), "exec")
 
 
-class _Table:
+class IntegerTable:
     """table() and array(): integers to integers of 32 bits."""
 
     def __init__(self, table: Table) -> None:
@@ -58,14 +58,17 @@ class _Table:
         self.values: dict[int, int] = {int(key): value for key, value in table.entries}
 
     def __contains__(self, key: int) -> bool:
+        """Whether `key` has an entry."""
         return key in self.values
 
     def get(self, key: int, default: int) -> int:
+        """Return the entry of `key`, or `default`."""
         if self.table.kind == TableKind.ARRAY and 0 <= key < self.table.size:
             return self.values.get(key, 0)
         return self.values.get(key, default)
 
     def set(self, key: int, value: int) -> None:
+        """Set the entry of `key`; indices outside an array are ignored."""
         if self.table.kind == TableKind.TABLE or 0 <= key < self.table.size:
             self.values[key] = int(value)
 
@@ -75,7 +78,7 @@ class _Table:
         self.set(key, (total + 2**31) % 2**32 - 2**31)
 
 
-class _Prefixes:
+class Prefixes:
     """prefixes(): the longest prefix of an address decides."""
 
     def __init__(self, table: Table) -> None:
@@ -84,28 +87,30 @@ class _Prefixes:
         }
 
     def get(self, address: IPv6Address, default: int) -> int:
+        """Return the entry of the longest prefix of `address`, or `default`."""
         hits = [prefix for prefix in self.values if address in prefix]
         if not hits:
             return default
         return self.values[max(hits, key=lambda prefix: prefix.prefixlen)]
 
 
-class _Counter:
+class Counter:
     """counter(): returns what it was."""
 
     def __init__(self) -> None:
         self.value = 0
 
     def add(self, amount: int) -> int:
+        """Add and return what it was."""
         before = self.value & (2**62 - 1)
         self.value = (self.value + amount) % 2**64
         return before
 
 
-def _make(table: Table) -> "_Table | _Prefixes | _Counter":
+def _make(table: Table) -> IntegerTable | Prefixes | Counter:
     if table.kind == TableKind.COUNTER:
-        return _Counter()
-    return _Prefixes(table) if table.kind == TableKind.PREFIXES else _Table(table)
+        return Counter()
+    return Prefixes(table) if table.kind == TableKind.PREFIXES else IntegerTable(table)
 
 
 def _mapped(prefix: str) -> IPv6Network:
