@@ -5,6 +5,7 @@ import random
 import struct
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+from itertools import pairwise
 from typing import Any
 
 from fastsocket.steer.layout import Exit
@@ -40,10 +41,9 @@ class _Reader:
 
 def parse(frame: bytes) -> Parsed:
     """Parse an Ethernet frame as native/bpf/steer.bpf.c does."""
-    fields: dict[str, Any] = {
-        name: 0
-        for name in ("sport", "dport", "tcp_flags", "vlan", "inner_vlan", "dscp", "fragment")
-    }
+    fields: dict[str, Any] = dict.fromkeys(
+        ("sport", "dport", "tcp_flags", "vlan", "inner_vlan", "dscp", "fragment"), 0
+    )
     fields["length"] = len(frame)
     try:
         _ethernet(_Reader(frame), fields)
@@ -157,10 +157,7 @@ def random_frame(chance: random.Random) -> bytes:
     kind = chance.choice((0x0800, 0x0800, 0x86DD, 0x86DD, 0x0806))
     proto = chance.choice((6, 6, 17, 17, 132, 136, 1, 58, chance.randrange(256)))
     transport = chance.randbytes(chance.choice((20, 20, 40, 8, 4, 0)))
-    if kind == 0x0800:
-        network = _random_ipv4(chance, proto)
-    else:
-        network = _random_ipv6(chance, proto)
+    network = (_random_ipv4 if kind == 0x0800 else _random_ipv6)(chance, proto)
     frame = chance.randbytes(12)
     for _ in range(chance.choice((0, 0, 0, 1, 2, 3))):
         frame += chance.choice((b"\x81\x00", b"\x88\xa8")) + chance.randbytes(2)
@@ -188,7 +185,7 @@ def _random_ipv6(chance: random.Random, proto: int) -> bytes:
     kinds.append(proto)
     header = struct.pack("!IHBB", 6 << 28 | chance.getrandbits(28), 0, kinds[0], 64)
     header += chance.randbytes(32)
-    for kind, following in zip(kinds, kinds[1:], strict=False):
+    for kind, following in pairwise(kinds):
         length = chance.choice((0, 1, 2))
         if kind == 44:
             header += bytes([following]) + chance.randbytes(7)

@@ -100,7 +100,7 @@ def test_built_in_rules_mean_the_same(packets: list[tuple[bytes, dict[str, Any]]
 def test_a_number_outside_the_set_passes(
     number: int, way: Exit, packets: list[tuple[bytes, dict[str, Any]]]
 ) -> None:
-    source = f"def rule(pkt, cpus):\n    return {number} if pkt.version > 0 else 0\n"
+    source = f"def rule(pkt, cpus):\n    return {number} if pkt.length > 0 else 0\n"
     compiled = compile_rule(parse_rule(source, Path("outside.py")), 2)
     with SteerProgram(compiled, (0, 1), tracing=True) as program:
         assert program.trace(packets[0][0]) == (way, number)

@@ -17,7 +17,17 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Start a server accelerated."),
     "lib": ("lib", "Print the path of libfsocket.so."),
+    "nic": ("nic", "Show, plan, apply and undo the network card's settings."),
     "status": ("status", "Show what is active, what is missing and why."),
+    "steer": ("steer", "Send packets to CPUs by rules written in Python."),
+    "load": ("load", "Make parameters the host's defaults."),
+    "unload": ("unload", "Take back what load did."),
+    "log": ("log", "Print what Fastsocket did on this host."),
+    "doctor": ("doctor", "Say whether Fastsocket would help here."),
+    "top": ("top", "Watch CPUs, workers and decisions live."),
+    "record": ("record", "Record hours of samples to a small file."),
+    "export": ("export", "Serve the same figures to Prometheus."),
+    "report": ("report", "Turn results and recordings into one page, or into Markdown."),
 }
 
 

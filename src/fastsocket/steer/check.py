@@ -105,8 +105,9 @@ def read_rule(path: Path) -> Rule:
             data = file.read(LIMITS.source_bytes + 1)
     except OSError as error:
         raise UsageError(
-            f"{path} cannot be read", error.strerror or "", "give a rule file or a name from "
-            "'fastsocket steer list'",
+            f"{path} cannot be read",
+            error.strerror or "",
+            "give a rule file or a name from 'fastsocket steer list'",
         ) from error
     try:
         return parse_rule(data.decode(), path)

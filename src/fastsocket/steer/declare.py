@@ -71,7 +71,7 @@ def constant(node: ast.expr, names: Mapping[str, int], path: Path) -> int:
         case _:
             raise refuse(
                 "this is no constant integer",
-                "use numbers, names set above, arithmetic on them, or ip(\"192.0.2.1\")",
+                'use numbers, names set above, arithmetic on them, or ip("192.0.2.1")',
             )
     if result not in I64:
         raise refuse("this constant does not fit into 64 signed bits", f"stay within {I64.hi}")

@@ -235,9 +235,7 @@ class _Emitter:
             return builder.select(differ, below, quotient)
         size = builder.select(differ, builder.sub(divisor, rest), rest)
         negative = builder.icmp_signed("<", self._hidden(right), zero)
-        return builder.select(
-            exact, zero, builder.select(negative, builder.neg(size), size)
-        )
+        return builder.select(exact, zero, builder.select(negative, builder.neg(size), size))
 
     def _hidden(self, value: llvm.Value) -> llvm.Value:
         """The value, hidden from the verifier in rules with many branches (see steer_opaque)."""

@@ -253,8 +253,11 @@ class Expressions:
         if len(node.ops) > 1:
             # Python evaluates the middle once; so must this, and twice is the same unless it
             # counts or may change in between.
-            if any(isinstance(part, ast.Call) for item in node.comparators[:-1]
-                   for part in ast.walk(item)):
+            if any(
+                isinstance(part, ast.Call)
+                for item in node.comparators[:-1]
+                for part in ast.walk(item)
+            ):
                 raise self.refuse(node, "a call in the middle of a chain", "set a name to it first")
             operands = [node.left, *node.comparators]
             pairs: list[ast.expr] = [
@@ -336,9 +339,7 @@ class Expressions:
                     node, "rules call only min, max, abs, range and tables", "write it out"
                 )
 
-    def _table_call(
-        self, node: ast.Call, name: str, verb: str, args: list[ast.expr]
-    ) -> ir.Expr:
+    def _table_call(self, node: ast.Call, name: str, verb: str, args: list[ast.expr]) -> ir.Expr:
         table = self.rule.tables[name]
         match (table.kind, verb, args):
             case (TableKind.COUNTER, "add", [amount]):

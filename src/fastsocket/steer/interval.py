@@ -81,7 +81,7 @@ class Interval:
     def __mod__(self, other: "Interval") -> "Interval":
         """Range of a % b, which has the sign of b; 0 must not be in `other`."""
         if other.lo > 0:
-            if 0 <= self.lo and self.hi < other.lo:
+            if self.lo >= 0 and self.hi < other.lo:
                 return self
             return Interval(0, min(other.hi - 1, self.hi) if self.lo >= 0 else other.hi - 1)
         return Interval(other.lo + 1, 0)

@@ -247,5 +247,3 @@ def cost(body: tuple[Stmt, ...]) -> tuple[int, int]:
             steps += times * 4
             branches += times
     return steps, branches
-
-

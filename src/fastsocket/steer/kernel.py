@@ -179,7 +179,7 @@ def program_name(program_id: int) -> str:
     try:
         info = _ProgramInfo()
         _info(fd, info)
-        return info.name.decode(errors="replace")
+        return bytes(info.name).decode(errors="replace")
     finally:
         os.close(fd)
 

@@ -203,6 +203,4 @@ class _Statements(Expressions):
                     )
                 return result
             case _:
-                raise self.refuse(
-                    node, "a loop goes over a range", "write `for i in range(16):`"
-                )
+                raise self.refuse(node, "a loop goes over a range", "write `for i in range(16):`")

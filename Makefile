@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Everything from a fresh clone: `make demo` and `make test` install what they need first.
+# Each step is skipped when nothing changed, so the targets can be called at any time.
+PYTHON  ?= $(firstword $(foreach name,python3.11 python3,$(shell command -v $(name))))
+VENV    := .venv
+BIN     := $(VENV)/bin
+SOURCES := src tests tools hatch_build.py
+C_FILES  = $(shell git ls-files 'native/*.c' 'native/*.h')
+# What `make bench` measures: the servers of the scenario "short".
+SERVERS ?= nginx haproxy lighttpd
+# How long `make soak` keeps going, in seconds.
+SOAK    ?= 1200
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+setup: packages-all install ## install and build everything; .venv/bin/fastsocket is the command
+	@echo "ready: $(BIN)/fastsocket"
+
+demo: packages-run install ## the two-minute tour: stock, SO_REUSEPORT and Fastsocket side by side
+	$(BIN)/fastsocket demo
+
+test: packages-all install ## run every test that this machine supports
+	$(BIN)/pytest --require-kinds $(PYTEST_ARGS)
+
+lint: packages-all install ## formatting, lint, types, C warnings, machine paths
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	clang-format-14 --dry-run -Werror $(C_FILES)
+	$(MAKE) -s -C native --always-make OUT=out
+	$(BIN)/python tools/check_paths.py
+
+format: packages-all install ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+	clang-format-14 -i $(C_FILES)
+
+bench: packages-all install ## measure on this machine and write the figures into README and docs
+	mkdir -p docs/results
+	for server in $(SERVERS); do $(BIN)/fastsocket bench short --server $$server \
+		--output docs/results/short-$$server.json --force || exit 1; done
+	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
+	$(BIN)/python tools/figures.py
+
+soak: packages-all install ## the tests with real servers, again and again for SOAK seconds
+	@end=$$(($$(date +%s) + $(SOAK))); \
+	while [ $$(date +%s) -lt $$end ]; do $(BIN)/pytest -q -x -m "netns or apps" || exit 1; done
+
+lock: packages-all install ## renew requirements.lock (the only target that asks for newer packages)
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --all-extras --generate-hashes --no-header \
+		--no-emit-index-url --no-annotate --python-version 3.11 --python-platform linux \
+		pyproject.toml -o requirements.lock
+
+clean: ## remove what was built, and the virtual environment
+	rm -rf $(VENV) dist native/out src/fastsocket/_native .mypy_cache .ruff_cache .pytest_cache
+
+packages-run:
+	@$(PYTHON) tools/packages.py build run
+
+packages-all:
+	@$(PYTHON) tools/packages.py build run test
+
+# The stamps live in the environment: when it goes, they go.
+$(BIN)/.locked: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(BIN)/.installed: $(BIN)/.locked pyproject.toml hatch_build.py
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+# Packages first: without python3-venv there is no environment, also under make -j.
+install: | packages-run
+	@$(MAKE) -s --no-print-directory $(BIN)/.installed
+	@$(MAKE) -s --no-print-directory -C native
+
+.NOTPARALLEL:
+.PHONY: help setup demo test lint format bench soak lock clean packages-run packages-all install

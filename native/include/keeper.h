@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later OR LGPL-2.1-or-later */
+/*
+ * What the shim says to the keeper, over a unix SOCK_SEQPACKET socket with an abstract name:
+ * one request, one reply, both with descriptors attached (SCM_RIGHTS), then it is closed.
+ * src/fastsocket/app/protocol.py is the Python side.
+ */
+#ifndef FASTSOCKET_KEEPER_H
+#define FASTSOCKET_KEEPER_H
+
+#include <linux/types.h>
+
+#define FS_KEEPER_MAGIC 0x46534b31 /* "FSK1" */
+
+enum fs_op {
+	FS_OP_JOIN = 1, /* + listening socket: which listener is it; reply + status page */
+	FS_OP_ADD = 2, /* + a slot's socket: let the select program choose it */
+	FS_OP_WORKER = 3, /* worker `worker` claimed `slot` of `listener`: watch it */
+	FS_OP_STATUS = 4, /* reply: JSON of the application, in place of struct fs_reply */
+};
+
+struct fs_request {
+	__u32 magic;
+	__u32 op; /* enum fs_op */
+	__u32 listener;
+	__u32 slot;
+	__u32 worker;
+	__u32 pad;
+};
+
+struct fs_reply {
+	__u32 magic;
+	__s32 error; /* 0, or an errno: nothing was done */
+	__u32 listener; /* index in the page */
+	__u32 tier; /* enum fs_tier */
+};
+
+#endif

@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * How a worker comes to a slot: at its first poll of the listener it takes the application's
+ * own socket, if no living worker has that, else a sibling. Everything here runs under the
+ * listener's lock in the status page.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "fsocket.h"
+
+static int find_slot(const struct fs_listener *pl, uint64_t cookie)
+{
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++)
+		if (pl->slot[i].state != FS_SLOT_FREE && pl->slot[i].cookie == cookie)
+			return i;
+	return -1;
+}
+
+/* Whether this thread needs a socket other than the application's own. Where that is one of
+ * several which the application opened itself, a further process that polls it is the
+ * successor of the one that does now (a reload), and takes its slot over.
+ */
+static int is_taken(const struct listener *l, const struct fs_listener *pl)
+{
+	int index = find_slot(pl, l->cookie);
+	const struct fs_slot *slot = &pl->slot[index];
+
+	if (index < 0 || slot->state == FS_SLOT_ORPHAN)
+		return 0;
+	return !l->own_reuseport ||
+	       fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid == (uint32_t)fs_pid;
+}
+
+static int free_slot(struct fs_listener *pl)
+{
+	for (int wanted = FS_SLOT_FREE; wanted <= FS_SLOT_ORPHAN; wanted += FS_SLOT_ORPHAN)
+		for (unsigned i = 0; i < FS_MAX_SLOTS; i++)
+			if ((int)pl->slot[i].state == wanted) {
+				if (i >= pl->slots)
+					pl->slots = i + 1;
+				return i;
+			}
+	return -1;
+}
+
+static void unlink_cpu(struct fs_listener *pl, int index)
+{
+	struct fs_slot *slot = &pl->slot[index];
+	unsigned next;
+
+	if (slot->cpu >= FS_MAX_CPUS)
+		return;
+	next = pl->cpu_slot[slot->cpu];
+	if (next == (unsigned)index + 1)
+		pl->cpu_slot[slot->cpu] = slot->next;
+	for (int i = 0; next && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *other = &pl->slot[(next - 1) & (FS_MAX_SLOTS - 1)];
+
+		next = other->next;
+		if (next == (unsigned)index + 1)
+			other->next = slot->next;
+	}
+}
+
+static void link_cpu(struct fs_listener *pl, int index)
+{
+	struct fs_slot *slot = &pl->slot[index];
+
+	if (slot->cpu >= FS_MAX_CPUS)
+		return;
+	slot->next = pl->cpu_slot[slot->cpu];
+	__atomic_store_n(&pl->cpu_slot[slot->cpu], index + 1, __ATOMIC_RELEASE);
+}
+
+static void set_state(struct fs_listener *pl, int index, enum fs_slot_state state)
+{
+	struct fs_slot *slot = &pl->slot[index];
+
+	pl->claimed += (state == FS_SLOT_CLAIMED) - (slot->state == FS_SLOT_CLAIMED);
+	__atomic_store_n(&slot->state, state, __ATOMIC_RELEASE);
+}
+
+/* The worker is gone: keep the slot if its socket still listens elsewhere; what waits there
+ * is for the others to accept.
+ */
+static void abandon(struct fs_listener *pl, int index)
+{
+	unlink_cpu(pl, index);
+	pl->slot[index].cpu = FS_NO_CPU;
+	pl->slot[index].live = 0;
+	if (pl->slot[index].shared) {
+		set_state(pl, index, FS_SLOT_ORPHAN);
+		pl->help = 1;
+		return;
+	}
+	set_state(pl, index, FS_SLOT_FREE);
+	fs_unpublish(pl, &pl->slot[index]);
+}
+
+static void sweep(struct fs_listener *pl)
+{
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		const struct fs_slot *slot = &pl->slot[i];
+		const struct fs_worker *worker =
+			&fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
+
+		if ((slot->state == FS_SLOT_CLAIMED || slot->state == FS_SLOT_PAUSED) &&
+		    !fs_alive(worker->pid, worker->tid, worker->start))
+			abandon(pl, i);
+	}
+}
+
+/* This thread's entry in the page, made at its first claim. */
+static struct fs_worker *own_worker(void)
+{
+	pid_t pid = getpid(), tid = syscall(SYS_gettid);
+	sigset_t saved;
+
+	if (fs_worker)
+		return fs_worker;
+	fs_lock(&fs_page->worker_lock, &saved);
+	for (int i = 0; i < FS_MAX_WORKERS; i++) {
+		struct fs_worker *worker = &fs_page->worker[i];
+
+		if (worker->pid && fs_alive(worker->pid, worker->tid, worker->start))
+			continue;
+		*worker = (struct fs_worker){
+			.start = fs_start_time(pid), .pid = pid, .tid = tid, .cpu = FS_NO_CPU};
+		fs_worker = worker;
+		break;
+	}
+	fs_unlock(&fs_page->worker_lock, &saved);
+	return fs_worker;
+}
+
+/* The CPU that the thread serves: the one that the application pinned it to, or, in mode 2,
+ * the one of its allowed CPUs that serves the fewest slots of this listener.
+ */
+static uint32_t choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker)
+{
+	uint32_t best = FS_NO_CPU;
+	int fewest = FS_MAX_SLOTS + 1;
+	cpu_set_t allowed;
+
+	if (worker->cpu != FS_NO_CPU)
+		return worker->cpu;
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
+		return FS_NO_CPU;
+	for (unsigned i = 0; i < fs_page->cpus && i < FS_MAX_CPUS; i++) {
+		unsigned cpu = fs_page->cpu_order[i];
+		int count = 0;
+
+		if (cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed))
+			continue;
+		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
+			count += pl->slot[j].state == FS_SLOT_CLAIMED && pl->slot[j].cpu == cpu;
+		if (count < fewest) {
+			fewest = count;
+			best = cpu;
+		}
+	}
+	return CPU_COUNT(&allowed) == 1 || fs_page->listen_spawn == 2 ? best : FS_NO_CPU;
+}
+
+/* With a second worker locality begins to pay: pin all that serve a CPU and are not yet. */
+static void pin_workers(struct fs_listener *pl)
+{
+	if (pl->claimed < 2 || fs_page->listen_spawn != 2)
+		return;
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *slot = &pl->slot[i];
+		struct fs_worker *worker = &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
+		cpu_set_t one, now;
+
+		if (slot->state != FS_SLOT_CLAIMED || slot->cpu >= CPU_SETSIZE || worker->pinned)
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(slot->cpu, &one);
+		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
+		    !CPU_EQUAL(&one, &now) &&
+		    sched_setaffinity(worker->tid, sizeof(one), &one) == 0)
+			worker->pinned = 1;
+		worker->cpu = slot->cpu;
+	}
+}
+
+/* Descriptor in this process of the socket with that cookie, or -1. */
+int fs_fd_of_cookie(int page_index, uint64_t cookie)
+{
+	for (int i = 0; i < fs_listener_count; i++) {
+		struct listener *l = &fs_listeners[i];
+
+		if (l->fd < 0 || l->page_index != page_index)
+			continue;
+		if (l->cookie == cookie)
+			return l->origin >= 0 ? l->origin : l->fd;
+		for (int j = 0; j < l->siblings; j++)
+			if (l->sibling_cookie[j] == cookie)
+				return l->sibling[j];
+	}
+	return -1;
+}
+
+/* A lone socket needs no choice; from the second on the kernel must know all of them. */
+static int publish_all(struct listener *l, struct fs_listener *pl)
+{
+	if (pl->claimed < 2 && !l->own_reuseport)
+		return 0;
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *slot = &pl->slot[i];
+		int fd;
+
+		if (slot->state != FS_SLOT_CLAIMED)
+			continue;
+		if (slot->published && pl->tier >= FS_TIER_SELECT)
+			continue;
+		fd = fs_fd_of_cookie(l->page_index, slot->cookie);
+		if (fd >= 0 && fs_publish(l, i, fd) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* A socket for a further worker: an orphan's first, which may hold a queue, then a spare. */
+static int take_sibling(struct listener *l, struct fs_listener *pl)
+{
+	int found = -1;
+
+	for (int i = 0; i < l->siblings; i++) {
+		int slot = find_slot(pl, l->sibling_cookie[i]);
+
+		if (fs_cookie(l->sibling[i]) != l->sibling_cookie[i])
+			continue; /* closed behind our back */
+		if (slot >= 0 && pl->slot[slot].state == FS_SLOT_ORPHAN)
+			return i;
+		if (slot < 0 && found < 0)
+			found = i;
+	}
+	return found >= 0 ? found : fs_sibling_create(l);
+}
+
+static int begin_listening(struct listener *l, int fd)
+{
+	int own = l->origin >= 0 ? l->origin : l->fd;
+
+	fs_replay_options(own, fd);
+	if (NEXT(listen)(fd, l->backlog) < 0)
+		return -1;
+	fs_replay_options(own, fd); /* TCP_QUICKACK is cleared by listen() */
+	return 0;
+}
+
+/* Claim a slot with the socket `fd`; returns its index or -1 with errno. */
+static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint64_t cookie,
+			int shared)
+{
+	int own = cookie == l->cookie;
+	struct fs_worker *worker = own_worker();
+	int index = find_slot(pl, cookie), before = index;
+	struct fs_slot *slot;
+
+	if (index < 0)
+		index = free_slot(pl);
+	if (index < 0 || !worker) {
+		errno = ENOSPC;
+		return -1;
+	}
+	slot = &pl->slot[index];
+	if (before < 0)
+		*slot = (struct fs_slot){.cookie = cookie, .state = slot->state};
+	else
+		unlink_cpu(pl, index);
+	slot->shared = shared;
+	slot->own = own;
+	slot->fd = own ? l->fd : fd;
+	pl->backlog = l->backlog;
+	slot->worker = worker - fs_page->worker;
+	slot->accepted = slot->assigned;
+	slot->live = 0;
+	slot->cpu = choose_cpu(pl, worker);
+	link_cpu(pl, index);
+	set_state(pl, index, FS_SLOT_CLAIMED);
+	if (publish_all(l, pl) < 0) {
+		int error = errno;
+
+		/* Not reachable through the program: this socket must not get a queue. */
+		unlink_cpu(pl, index);
+		slot->cpu = FS_NO_CPU;
+		set_state(pl, index, FS_SLOT_FREE);
+		if (fd != l->fd)
+			shutdown(fd, SHUT_RD);
+		errno = error;
+		return -1;
+	}
+	pin_workers(pl);
+	return index;
+}
+
+/* Let the application's descriptor be the slot's socket from here on. */
+static int put_in_place(struct listener *l, int fd)
+{
+	int flags = fcntl(l->fd, F_GETFD), copy;
+
+	if (l->origin < 0) {
+		copy = fcntl(l->fd, F_DUPFD_CLOEXEC, 0);
+		if (copy < 0)
+			return -1;
+		l->origin = fs_private(copy);
+		if (l->origin < 0)
+			return -1;
+	}
+	return NEXT(dup3)(fd, l->fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0 ? -1 : 0;
+}
+
+struct stand_in *fs_stand_in(struct listener *l, int epfd)
+{
+	for (int i = 0; i < l->stand_ins; i++)
+		if (l->stand_in[i].epfd == epfd)
+			return &l->stand_in[i];
+	return NULL;
+}
+
+/* Give the calling thread a slot of its own for the listener. The first of a process has it
+ * behind the application's descriptor, further threads behind a stand-in. Returns the slot,
+ * or -1: then the thread shares the application's socket, as it would without us.
+ */
+int fs_claim(struct listener *l, int epfd)
+{
+	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	int saved_errno = errno, slot = -1, first, place;
+	sigset_t saved;
+
+	fs_lock(&pl->lock, &saved);
+	first = l->slot < 0; /* known only now: threads claim at the same time */
+	sweep(pl);
+	if (first && !is_taken(l, pl)) {
+		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);
+		if (slot >= 0 && l->origin >= 0)
+			NEXT(dup3)(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
+	} else if (pl->tier != FS_TIER_NONE && (place = take_sibling(l, pl)) >= 0) {
+		int fd = l->sibling[place];
+
+		if (begin_listening(l, fd) == 0)
+			slot = claim_socket(l, pl, fd, l->sibling_cookie[place],
+					    l->sibling_shared[place]);
+		if (slot >= 0 && first && put_in_place(l, fd) < 0)
+			abandon(pl, slot), slot = -1;
+		if (slot >= 0 && !first)
+			l->stand_in[l->stand_ins++] =
+				(struct stand_in){.epfd = epfd, .fd = fd, .slot = slot};
+	}
+	if (slot < 0) {
+		pl->unslotted++;
+		pl->reason = errno;
+	}
+	if (first && l->slot == UNCLAIMED)
+		fs_unclaimed--;
+	if (first)
+		l->slot = slot < 0 ? SHARED : slot;
+	if (first && slot >= 0) {
+		l->epfd = epfd;
+		l->tid = fs_worker->tid;
+		l->paused = 0;
+	}
+	fs_unlock(&pl->lock, &saved);
+	if (slot >= 0)
+		fs_keeper_tell(FS_OP_WORKER, l, slot, fs_worker - fs_page->worker, -1);
+	errno = saved_errno;
+	return slot;
+}
+
+/* The application stopped polling the slot (`paused`) or goes on. */
+void fs_pause(struct listener *l, int index, int paused)
+{
+	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	sigset_t saved;
+
+	fs_lock(&pl->lock, &saved);
+	if (pl->slot[index].state == (paused ? FS_SLOT_CLAIMED : FS_SLOT_PAUSED))
+		set_state(pl, index, paused ? FS_SLOT_PAUSED : FS_SLOT_CLAIMED);
+	fs_unlock(&pl->lock, &saved);
+}
+
+/* Let the kernel move an orphan's queue to the slots that are polled: a socket that stops to
+ * listen hands it over. The application's own socket listens again at once, for it may be
+ * what the next worker polls.
+ */
+static void hand_over(struct fs_listener *pl, int index, int fd)
+{
+	struct fs_slot *slot = &pl->slot[index];
+
+	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
+	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
+		return;
+	slot->published = 0;
+	if (slot->own)
+		NEXT(listen)(fd, pl->backlog);
+	else
+		set_state(pl, index, FS_SLOT_FREE);
+}
+
+/* The application closes its listener in this process. */
+void fs_release(struct listener *l, int index)
+{
+	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	struct fs_slot *slot = &pl->slot[index];
+	uint32_t owner = fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid;
+	sigset_t saved;
+
+	if (owner != (uint32_t)fs_pid)
+		return; /* taken over */
+	fs_lock(&pl->lock, &saved);
+	abandon(pl, index);
+	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
+	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
+		publish_all(l, pl);
+	fs_unlock(&pl->lock, &saved);
+}
+
+/* For the keeper, which is not written in C and has no other way to take a lock. */
+
+/* Give up the slots of dead workers. */
+__attribute__((visibility("default"))) void fsocket_sweep(struct fs_page *page, unsigned listener)
+{
+	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
+	sigset_t saved;
+
+	fs_page = page;
+	fs_lock(&pl->lock, &saved);
+	sweep(pl);
+	fs_unlock(&pl->lock, &saved);
+}
+
+/* Move the queue of a slot that is still an orphan; `fd` is its socket. */
+__attribute__((visibility("default"))) void fsocket_hand_over(struct fs_page *page,
+							      unsigned listener, unsigned slot,
+							      int fd)
+{
+	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
+	sigset_t saved;
+
+	fs_page = page;
+	fs_lock(&pl->lock, &saved);
+	hand_over(pl, slot & (FS_MAX_SLOTS - 1), fd);
+	fs_unlock(&pl->lock, &saved);
+}

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the files of libfsocket.so share: state of this process, and who offers what. */
+#ifndef FASTSOCKET_FSOCKET_H
+#define FASTSOCKET_FSOCKET_H
+
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+
+#include "hooks.h"
+#include "keeper.h"
+#include "page.h"
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* The next definition of each intercepted function, the C library's as a rule. */
+struct fs_next {
+#define HOOK(result, name, parameters, arguments) result(*name) parameters;
+	FS_HOOKS(HOOK)
+#undef HOOK
+};
+
+extern struct fs_next fs_next;
+void fs_resolve(void);
+
+/* Calls the next definition; wrappers can run before our constructor did. */
+#define NEXT(name) (likely(fs_next.name) ? fs_next.name : (fs_resolve(), fs_next.name))
+
+enum fd_kind {
+	FD_OTHER, /* not ours to care about */
+	FD_CONNECTION, /* accepted from a slot */
+	FD_LISTENER, /* the application's listening socket */
+	FD_PRIVATE, /* opened by us; the application does not know that it is open */
+	FD_ALONE, /* has what a sibling cannot have: signing keys, a program of its own */
+};
+
+/* What is known of a file descriptor. */
+struct fd_entry {
+	uint8_t kind; /* enum fd_kind */
+	uint8_t listener; /* FD_CONNECTION: page index; FD_LISTENER: index of fs_listeners */
+	uint16_t slot; /* FD_CONNECTION */
+	uint32_t era; /* FD_CONNECTION: fs_era when accepted; after a fork it is the parent's */
+};
+
+/* A slot that one thread of this process polls in place of the application's descriptor. */
+struct stand_in {
+	int epfd; /* the thread's epoll instance */
+	int fd; /* the slot's socket */
+	int slot;
+};
+
+#define UNCLAIMED (-1) /* not polled by this process so far */
+#define SHARED (-2) /* no slot was to be had: polled as it would be without us */
+
+/* A listening socket of the application in this process. */
+struct listener {
+	int fd; /* the application's descriptor, -1 = entry free */
+	int origin; /* private copy of the application's own socket once `fd` is another, or -1 */
+	int own_reuseport; /* the application had set SO_REUSEPORT itself */
+	int page_index; /* in fs_page.listener */
+	int backlog;
+	int slot; /* slot that this process polls through `fd`, UNCLAIMED or SHARED */
+	int epfd; /* epoll instance through which it was claimed, or -1 */
+	pid_t tid; /* thread that claimed it */
+	int paused; /* the application took it out of its epoll instance for a while */
+	int inherited_epoll; /* an ancestor polls it in an epoll instance that we may share */
+	uint64_t cookie; /* of the application's own socket */
+	int stand_ins;
+	int siblings;
+	struct stand_in stand_in[FS_MAX_SLOTS];
+	int sibling[FS_MAX_SLOTS]; /* private descriptors of bound sockets of the same address */
+	uint64_t sibling_cookie[FS_MAX_SLOTS];
+	uint8_t sibling_shared[FS_MAX_SLOTS]; /* a fork gave it to other processes too */
+};
+
+extern struct fs_page *fs_page; /* NULL until the first listener */
+extern struct listener fs_listeners[FS_MAX_LISTENERS];
+extern int fs_listener_count; /* 1 + highest entry in use */
+extern int fs_unclaimed; /* listeners that a poll() or an accept() of this process may claim */
+extern struct fd_entry *fs_fds;
+extern unsigned fs_fd_count;
+extern uint32_t fs_era;
+extern pid_t fs_pid; /* this process; a child of vfork() differs */
+extern int fs_mode; /* enable_listen_spawn */
+
+/* Of the calling thread. */
+extern __thread struct fs_worker *fs_worker; /* NULL until it claimed a slot */
+extern __thread int fs_last_epfd;
+
+static inline struct fd_entry *fd_entry(int fd)
+{
+	static struct fd_entry other;
+
+	return likely((unsigned)fd < fs_fd_count) ? &fs_fds[fd] : &other;
+}
+
+static inline struct fs_slot *page_slot(int listener, int slot)
+{
+	return &fs_page->listener[listener & (FS_MAX_LISTENERS - 1)].slot[slot & (FS_MAX_SLOTS - 1)];
+}
+
+/* private.c: descriptors that the application does not know of */
+int fs_private(int fd);
+void fs_private_close(int fd, uint64_t cookie);
+int fs_private_move(int fd);
+int fs_is_private(int fd);
+
+/* options.c */
+void fs_replay_options(int from, int to);
+int fs_can_have_siblings(int fd);
+
+/* siblings.c */
+int fs_sibling_create(struct listener *l);
+void fs_siblings_prepare(struct listener *l);
+uint64_t fs_cookie(int fd);
+
+/* listener.c */
+void fs_listener_add(int fd, int backlog);
+void fs_listener_close(struct listener *l);
+void fs_adopt_inherited(void);
+void fs_register_process(void);
+void fs_before_fork(void);
+void fs_after_fork_in_child(void);
+
+/* claim.c */
+int fs_claim(struct listener *l, int epfd);
+void fs_pause(struct listener *l, int slot, int paused);
+int fs_fd_of_cookie(int page_index, uint64_t cookie);
+void fs_release(struct listener *l, int slot);
+struct stand_in *fs_stand_in(struct listener *l, int epfd);
+
+/* steer.c: how the kernel learns of a slot */
+int fs_publish(struct listener *l, int slot, int fd);
+void fs_unpublish(struct fs_listener *pl, struct fs_slot *slot);
+
+/* keeper.c */
+void fs_keeper_find(void);
+int fs_keeper_join(struct listener *l);
+int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker, int fd);
+
+/* lock.c */
+void fs_lock(uint32_t *word, sigset_t *saved);
+void fs_unlock(uint32_t *word, const sigset_t *saved);
+int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
+uint64_t fs_start_time(pid_t pid);
+
+#endif

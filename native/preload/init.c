@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Start of the library, and what happens around fork(). */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "fsocket.h"
+
+#define MOST_FDS (1 << 20)
+
+struct fs_next fs_next;
+struct fd_entry *fs_fds;
+unsigned fs_fd_count;
+uint32_t fs_era;
+pid_t fs_pid;
+int fs_mode;
+__thread struct fs_worker *fs_worker;
+__thread int fs_last_epfd = -1;
+
+static cpu_set_t initial_affinity;
+
+/* Look up what the wrappers call. */
+void fs_resolve(void)
+{
+#define HOOK(result, name, parameters, arguments) \
+	fs_next.name = (result(*) parameters)dlsym(RTLD_NEXT, #name);
+	FS_HOOKS(HOOK)
+#undef HOOK
+}
+
+/* One entry of 8 bytes for each descriptor that the process may ever have; untouched pages of
+ * the table take no memory.
+ */
+static void make_fd_table(void)
+{
+	struct rlimit limit;
+	void *table;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	if (limit.rlim_max > MOST_FDS)
+		limit.rlim_max = MOST_FDS;
+	table = mmap(NULL, limit.rlim_max * sizeof(*fs_fds), PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (table == MAP_FAILED)
+		return;
+	fs_fds = table;
+	fs_fd_count = limit.rlim_max;
+}
+
+static void in_child(void)
+{
+	int pinned = fs_worker && fs_worker->pinned;
+
+	fs_pid = getpid();
+	fs_era++;
+	fs_worker = NULL;
+	fs_last_epfd = -1;
+	fs_after_fork_in_child();
+	if (pinned) /* by us: without us the child would roam */
+		sched_setaffinity(0, sizeof(initial_affinity), &initial_affinity);
+}
+
+__attribute__((constructor)) static void start(void)
+{
+	const char *mode = getenv("FASTSOCKET_LISTEN_SPAWN");
+
+	fs_resolve();
+	fs_pid = getpid();
+	fs_mode = mode ? atoi(mode) : 2;
+	if (!fs_mode)
+		return;
+	make_fd_table();
+	fs_keeper_find();
+	sched_getaffinity(0, sizeof(initial_affinity), &initial_affinity);
+	pthread_atfork(fs_before_fork, NULL, in_child);
+	fs_adopt_inherited();
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* The client of the keeper, and the status page that takes its place where there is none. */
+#include <errno.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "fsocket.h"
+
+#define PATIENCE_S 2
+#define MAX_FDS 2
+
+static struct sockaddr_un address = {.sun_family = AF_UNIX};
+static socklen_t address_length;
+
+/* Remember the keeper's name; applications such as nginx clear their environment later. */
+void fs_keeper_find(void)
+{
+	const char *name = getenv("FASTSOCKET_KEEPER");
+	size_t length = name ? strlen(name) : 0;
+
+	if (!length || length >= sizeof(address.sun_path) - 1)
+		return;
+	memcpy(address.sun_path + 1, name, length); /* a leading zero: an abstract name */
+	address_length = offsetof(struct sockaddr_un, sun_path) + 1 + length;
+}
+
+static int connect_keeper(void)
+{
+	const struct timeval patience = {.tv_sec = PATIENCE_S};
+	int fd;
+
+	if (!address_length) {
+		errno = ENOTCONN;
+		return -1;
+	}
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -1;
+	NEXT(setsockopt)(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+	NEXT(setsockopt)(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	if (connect(fd, (struct sockaddr *)&address, address_length) < 0) {
+		NEXT(close)(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/* One request and its reply; `page_fd` (or NULL) takes the first descriptor that comes back. */
+static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
+{
+	union {
+		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
+		struct cmsghdr align;
+	} control = {0};
+	struct iovec part = {.iov_base = request, .iov_len = sizeof(*request)};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	int keeper = connect_keeper(), saved = errno, result = -1;
+	struct cmsghdr *head;
+
+	if (keeper < 0)
+		return -1;
+	request->magic = FS_KEEPER_MAGIC;
+	if (fd >= 0) {
+		message.msg_control = control.bytes;
+		message.msg_controllen = CMSG_SPACE(sizeof(int));
+		head = CMSG_FIRSTHDR(&message);
+		head->cmsg_level = SOL_SOCKET;
+		head->cmsg_type = SCM_RIGHTS;
+		head->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(head), &fd, sizeof(int));
+	}
+	if (sendmsg(keeper, &message, MSG_NOSIGNAL) == sizeof(*request)) {
+		part = (struct iovec){.iov_base = reply, .iov_len = sizeof(*reply)};
+		message.msg_control = control.bytes;
+		message.msg_controllen = sizeof(control.bytes);
+		if (recvmsg(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
+		    reply->magic == FS_KEEPER_MAGIC)
+			result = reply->error ? -1 : 0;
+		head = CMSG_FIRSTHDR(&message);
+		if (page_fd && head && head->cmsg_type == SCM_RIGHTS)
+			memcpy(page_fd, CMSG_DATA(head), sizeof(int));
+	}
+	NEXT(close)(keeper);
+	errno = result < 0 && reply->error ? reply->error : saved;
+	return result;
+}
+
+static struct fs_page *map_page(int fd)
+{
+	struct fs_page *page;
+
+	page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (page == MAP_FAILED)
+		return NULL;
+	if (page->magic == FS_PAGE_MAGIC && page->version == FS_PAGE_VERSION &&
+	    page->size == sizeof(*page))
+		return page;
+	munmap(page, sizeof(*page));
+	return NULL;
+}
+
+/* Without a keeper: a page of our own, which children share by inheritance. */
+static struct fs_page *anonymous_page(void)
+{
+	struct fs_page *page;
+	cpu_set_t set;
+
+	page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (page == MAP_FAILED)
+		return NULL;
+	page->magic = FS_PAGE_MAGIC;
+	page->version = FS_PAGE_VERSION;
+	page->size = sizeof(*page);
+	page->listen_spawn = fs_mode;
+	if (sched_getaffinity(0, sizeof(set), &set) == 0)
+		for (int cpu = 0; cpu < FS_MAX_CPUS && cpu < CPU_SETSIZE; cpu++)
+			if (CPU_ISSET(cpu, &set))
+				page->cpu_order[page->cpus++] = cpu;
+	page->spare_slots = page->cpus > 8 ? 2 * page->cpus : 16;
+	if (page->spare_slots > FS_MAX_SLOTS)
+		page->spare_slots = FS_MAX_SLOTS;
+	return page;
+}
+
+static int join_anonymous(struct listener *l)
+{
+	static uint64_t generation;
+
+	for (int i = 0; i < FS_MAX_LISTENERS; i++) {
+		struct fs_listener *pl = &fs_page->listener[i];
+
+		if (pl->generation)
+			continue;
+		pl->generation = ++generation;
+		pl->tier = FS_TIER_CLASSIC;
+		return i;
+	}
+	errno = ENOSPC;
+	return -1;
+	(void)l;
+}
+
+/* Find the listener's place in the status page, mapping that first; -1 if there is none. */
+int fs_keeper_join(struct listener *l)
+{
+	struct fs_request request = {.op = FS_OP_JOIN};
+	struct fs_reply reply = {0};
+	int page_fd = -1, result;
+
+	result = ask(&request, l->fd, &reply, &page_fd);
+	if (page_fd >= 0) {
+		if (!fs_page)
+			fs_page = map_page(page_fd);
+		NEXT(close)(page_fd);
+	}
+	fs_register_process();
+	if (result == 0 && fs_page)
+		return reply.listener < FS_MAX_LISTENERS ? (int)reply.listener : -1;
+	if (!fs_page)
+		fs_page = anonymous_page();
+	return fs_page ? join_anonymous(l) : -1;
+}
+
+int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker, int fd)
+{
+	struct fs_request request = {
+		.op = op, .listener = l->page_index, .slot = slot, .worker = worker};
+	struct fs_reply reply = {0};
+
+	return ask(&request, fd, &reply, NULL);
+}

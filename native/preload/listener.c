@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* The application's listening sockets in this process, from listen() to close(). */
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fsocket.h"
+
+struct fs_page *fs_page;
+struct listener fs_listeners[FS_MAX_LISTENERS];
+int fs_listener_count;
+int fs_unclaimed;
+
+static struct listener *new_entry(void)
+{
+	for (int i = 0; i < FS_MAX_LISTENERS; i++) {
+		struct listener *l = &fs_listeners[i];
+
+		if (i < fs_listener_count && l->fd >= 0)
+			continue;
+		*l = (struct listener){.fd = -1, .origin = -1, .slot = UNCLAIMED, .epfd = -1};
+		if (i >= fs_listener_count)
+			fs_listener_count = i + 1;
+		return l;
+	}
+	return NULL;
+}
+
+static struct listener *known(int fd)
+{
+	struct fd_entry *entry = fd_entry(fd);
+
+	return entry->kind == FD_LISTENER ? &fs_listeners[entry->listener] : NULL;
+}
+
+/* A further listen() of a known listener: its other sockets in this process follow. */
+static void listen_again(struct listener *l, int backlog)
+{
+	l->backlog = backlog;
+	fs_page->listener[l->page_index].backlog = backlog;
+	for (int i = 0; i < l->stand_ins; i++) {
+		NEXT(listen)(l->stand_in[i].fd, backlog);
+		fs_pause(l, l->stand_in[i].slot, 0);
+	}
+	if (l->slot >= 0 && !l->paused)
+		fs_pause(l, l->slot, 0);
+}
+
+/* The application listens on `fd`: from here on a second worker gets a socket of its own.
+ * SO_REUSEPORT is set only now, after bind() and listen() had their say, so that whatever
+ * would have failed with EADDRINUSE did.
+ */
+void fs_listener_add(int fd, int backlog)
+{
+	int saved = errno, one = 1, reuseport = 0, page_index;
+	socklen_t length = sizeof(reuseport);
+	struct fs_listener *pl;
+	struct listener *l = known(fd);
+	uint64_t cookie = fs_cookie(fd);
+
+	if (l && (cookie == l->cookie || l->slot >= 0)) {
+		listen_again(l, backlog);
+		goto out;
+	}
+	if (fd_entry(fd) == fd_entry(-1) || fd_entry(fd)->kind == FD_ALONE ||
+	    !fs_can_have_siblings(fd))
+		goto out;
+	getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &reuseport, &length);
+	if (!reuseport && NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) < 0)
+		goto out;
+	l = new_entry();
+	if (!l)
+		goto out;
+	l->fd = fd;
+	page_index = fs_keeper_join(l);
+	if (page_index < 0) {
+		l->fd = -1;
+		goto out;
+	}
+	pl = &fs_page->listener[page_index];
+	if (!reuseport)
+		pl->late_cookie = cookie;
+	l->page_index = page_index;
+	l->own_reuseport = reuseport && pl->late_cookie != cookie;
+	l->backlog = backlog;
+	l->cookie = cookie;
+	*fd_entry(fd) = (struct fd_entry){.kind = FD_LISTENER, .listener = l - fs_listeners};
+	fs_unclaimed++;
+out:
+	errno = saved;
+}
+
+/* The application closes its listener, or puts another file in its place. */
+void fs_listener_close(struct listener *l)
+{
+	int saved = errno;
+
+	fd_entry(l->fd)->kind = FD_OTHER;
+	for (int i = 0; i < l->stand_ins; i++)
+		fs_release(l, l->stand_in[i].slot);
+	if (l->slot >= 0)
+		fs_release(l, l->slot);
+	if (l->slot == UNCLAIMED)
+		fs_unclaimed--;
+	for (int i = 0; i < l->siblings; i++)
+		fs_private_close(l->sibling[i], l->sibling_cookie[i]);
+	fs_private_close(l->origin, l->cookie);
+	l->fd = -1;
+	errno = saved;
+}
+
+/* Listeners that were open when this program began: handed over by exec or by systemd. */
+void fs_adopt_inherited(void)
+{
+	int listening, fd;
+	socklen_t length;
+	struct dirent *entry;
+	DIR *list = opendir("/proc/self/fd");
+
+	if (!list)
+		return;
+	while ((entry = readdir(list))) {
+		fd = atoi(entry->d_name);
+		length = sizeof(listening);
+		if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening)
+			fs_listener_add(fd, SOMAXCONN);
+	}
+	closedir(list);
+}
+
+/* Workers are about to come: bind their sockets while this process still may. */
+void fs_before_fork(void)
+{
+	for (int i = 0; i < fs_listener_count; i++) {
+		fs_siblings_prepare(&fs_listeners[i]);
+		memset(fs_listeners[i].sibling_shared, 1, fs_listeners[i].siblings);
+	}
+}
+
+/* Tell the keeper, which stays until the last process of the application is gone. */
+void fs_register_process(void)
+{
+	for (int i = 0; fs_page && i < FS_MAX_PROCESSES; i++) {
+		uint32_t none = 0;
+
+		if (fs_page->process[i] == (uint32_t)fs_pid ||
+		    __atomic_compare_exchange_n(&fs_page->process[i], &none, fs_pid, 0,
+						__ATOMIC_RELAXED, __ATOMIC_RELAXED))
+			return;
+	}
+}
+
+/* The child has its parent's descriptors and none of its slots. */
+void fs_after_fork_in_child(void)
+{
+	fs_register_process();
+	fs_unclaimed = 0;
+	for (int i = 0; i < fs_listener_count; i++) {
+		struct listener *l = &fs_listeners[i];
+
+		if (l->fd < 0)
+			continue;
+		l->inherited_epoll |= l->epfd >= 0 || l->stand_ins;
+		l->slot = UNCLAIMED;
+		l->epfd = -1;
+		l->stand_ins = 0;
+		l->paused = 0;
+		fs_unclaimed++;
+	}
+}

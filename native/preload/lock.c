@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Locks in the status page that outlive their holder, and whether a worker still lives. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fsocket.h"
+
+#define WAIT_NS 50000
+#define PATIENCE 40000 /* waits before a living holder's lock is taken anyway: 2 s */
+
+/* Take the lock, from a holder that died if need be; signals wait until it is given back. */
+void fs_lock(uint32_t *word, sigset_t *saved)
+{
+	const struct timespec pause = {.tv_nsec = WAIT_NS};
+	uint32_t me = getpid();
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, saved);
+	for (int waits = 0;; waits++) {
+		uint32_t holder = 0;
+
+		if (__atomic_compare_exchange_n(word, &holder, me, 0, __ATOMIC_ACQUIRE,
+						__ATOMIC_RELAXED))
+			return;
+		if ((waits == PATIENCE || !fs_alive(holder, holder, 0)) &&
+		    __atomic_compare_exchange_n(word, &holder, me, 0, __ATOMIC_ACQUIRE,
+						__ATOMIC_RELAXED))
+			return;
+		nanosleep(&pause, NULL);
+	}
+}
+
+void fs_unlock(uint32_t *word, const sigset_t *saved)
+{
+	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+/* Start time of a process in clock ticks after boot, 0 if /proc does not tell. */
+uint64_t fs_start_time(pid_t pid)
+{
+	char path[32], text[1024], *at;
+	ssize_t length;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	length = read(fd, text, sizeof(text) - 1);
+	NEXT(close)(fd);
+	if (length <= 0)
+		return 0;
+	text[length] = 0;
+	at = strrchr(text, ')'); /* the name may hold anything; field 3 follows it */
+	for (int field = 2; at && field < 22; field++)
+		at = strchr(at + 1, ' ');
+	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+/* Whether the thread lives; `start` (0: unknown) tells it from a later one of the same id. */
+int fs_alive(uint32_t pid, uint32_t tid, uint64_t start)
+{
+	uint64_t now;
+
+	if (!pid)
+		return 0;
+	if (syscall(SYS_tgkill, pid, tid, 0) < 0 && errno == ESRCH)
+		return 0;
+	now = start ? fs_start_time(pid) : 0;
+	return !now || now == start;
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Siblings: further sockets bound to the address of the application's own. They are bound
+ * early, while the process still may, and start to listen when a worker claims them, so that
+ * no connection waits on a socket that nobody polls.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <unistd.h>
+
+#include "fsocket.h"
+
+uint64_t fs_cookie(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t length = sizeof(cookie);
+
+	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0 ? 0 : cookie;
+}
+
+/* Bind one more sibling; returns its place in l->sibling, or -1 with errno. */
+int fs_sibling_create(struct listener *l)
+{
+	int own = l->origin >= 0 ? l->origin : l->fd, one = 1, fd, domain, error;
+	struct sockaddr_storage address;
+	socklen_t length = sizeof(address), size = sizeof(int);
+
+	if (l->siblings == FS_MAX_SLOTS) {
+		errno = ENOSPC;
+		return -1;
+	}
+	if (getsockname(own, (struct sockaddr *)&address, &length) < 0 ||
+	    getsockopt(own, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+		return -1;
+	fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
+	if (fd < 0)
+		return -1;
+	NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
+	fs_replay_options(own, fd);
+	if (bind(fd, (struct sockaddr *)&address, length) < 0) {
+		error = errno;
+		NEXT(close)(fd);
+		errno = error;
+		return -1;
+	}
+	fd = fs_private(fd);
+	if (fd < 0)
+		return -1;
+	l->sibling[l->siblings] = fd;
+	l->sibling_cookie[l->siblings] = fs_cookie(fd);
+	return l->siblings++;
+}
+
+/* Bind spare siblings before the process forks workers or gives up its privileges. A process
+ * that polls the listener itself is a worker, and its children as a rule are not.
+ */
+void fs_siblings_prepare(struct listener *l)
+{
+	int saved = errno;
+
+	if (l->fd >= 0 && l->slot < 0 && !l->own_reuseport && fs_page)
+		while (l->siblings < (int)fs_page->spare_slots && fs_sibling_create(l) >= 0)
+			;
+	errno = saved;
+}

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The keeper: one small process per accelerated application.
+
+It owns the status page and the select programs, tells libfsocket.so where a listener stands in
+the page, notices when a worker dies, and goes when the application's last process goes. It
+holds none of the application's sockets: killing it takes nothing from connections or workers.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any, NoReturn
+
+from fastsocket.app.protocol import Op, Request, pack_reply
+from fastsocket.bpf.libbpf import BpfError
+from fastsocket.listen import layout
+from fastsocket.listen.layout import SlotState, Tier
+from fastsocket.listen.page import StatusPage, snapshot
+from fastsocket.listen.select import Selector, migration_works
+from fastsocket.native import native_file
+
+__all__ = ["Keeper", "become_keeper"]
+
+SO_PEERCRED_FORMAT = struct.Struct("=iII")
+SO_COOKIE = 57
+SYS_PIDFD_GETFD = 438  # the same on every architecture
+GRACE_S = 0.3  # for a new worker to take over what a dead one left
+LINGER_S = 0.05  # after the last known process: time for a child of its to register
+
+
+class Keeper:
+    """Serves one application.
+
+    Args:
+        page: The application's status page.
+        server: Listening SOCK_SEQPACKET unix socket.
+        pid: The application's first process.
+        command: Its command line, for status.
+    """
+
+    def __init__(
+        self, page: StatusPage, server: socket.socket, pid: int, command: list[str]
+    ) -> None:
+        self.page, self.server, self.pid, self.command = page, server, pid, command
+        self.tier = Tier.CLASSIC
+        self.reasons: dict[str, str] = {}
+        self._selectors: dict[int, Selector] = {}
+        self._generation = 0
+        self._watched: dict[int, int] = {}  # process: its pidfd
+        self._events = selectors.DefaultSelector()
+        os.environ["FASTSOCKET_LISTEN_SPAWN"] = "0"  # the library is to do nothing by itself here
+        self._native = ctypes.CDLL(str(native_file("libfsocket.so")))
+        self._view = ctypes.byref(page.view)
+        self._due: float | None = None  # when orphans are handed over
+
+    def run(self) -> None:
+        """Serve until the application's last process is gone."""
+        self._probe()
+        self._watch(self.pid)
+        self._events.register(self.server, selectors.EVENT_READ)
+        while self._watched or self._adopt():
+            patience = None if self._due is None else max(0, self._due - time.monotonic())
+            for key, _ in self._events.select(patience):
+                if key.fileobj is self.server:
+                    self._serve()
+                else:
+                    self._departed(key.data)
+            if self._due is not None and time.monotonic() >= self._due:
+                self._due = None
+                self._rescue()
+
+    def status(self) -> dict[str, Any]:
+        """Return what `fastsocket status` shows of this application, ready for JSON."""
+        return {
+            "pid": self.pid,
+            "keeper": os.getpid(),
+            "command": self.command,
+            "tier": self.tier.name.lower(),
+            "reasons": self.reasons,
+            "listen_spawn": self.page.view.listen_spawn,
+            "processes": sorted(self._watched),
+            "listeners": snapshot(self.page.view),
+        }
+
+    # -- the tier ---------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        """Find the highest tier that works here, by trying each."""
+        if not self.page.map:
+            self.reasons["select"] = self.page.missing
+            return
+        try:
+            with Selector(self.page.map, layout.MAX_LISTENERS - 1, 0, Tier.MIGRATE) as selector:
+                self.reasons["migrate"] = migration_works(selector)
+                self.tier = Tier.MIGRATE
+        except BpfError as error:
+            self.reasons["migrate"] = str(error)
+        if not self.reasons["migrate"]:
+            del self.reasons["migrate"]
+            return
+        try:
+            Selector(self.page.map, layout.MAX_LISTENERS - 1, 0, Tier.SELECT).close()
+            self.tier = Tier.SELECT
+        except BpfError as error:
+            self.tier = Tier.CLASSIC
+            self.reasons["select"] = str(error)
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Answer one request; a peer that is slow or talks nonsense is dropped."""
+        try:
+            peer, _ = self.server.accept()
+        except OSError:
+            return
+        with peer:
+            peer.settimeout(1)
+            try:
+                data, fds, _, _ = socket.recv_fds(peer, 64, 2)
+            except OSError:
+                return
+            try:
+                self._answer(peer, data, fds)
+            except (OSError, BpfError) as error:
+                self.reasons["last request"] = str(error)
+                self._reply(peer, pack_reply(error.errno or errno.EIO))
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _answer(self, peer: socket.socket, data: bytes, fds: list[int]) -> None:
+        pid, uid, _ = SO_PEERCRED_FORMAT.unpack(
+            peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, SO_PEERCRED_FORMAT.size)
+        )
+        request = Request.unpack(data)
+        if request is None or not self._belongs(pid, uid):
+            self._reply(peer, pack_reply(errno.EPERM))
+            return
+        match request.op:
+            case Op.STATUS:
+                self._reply(peer, json.dumps(self.status()).encode())
+            case Op.JOIN if fds:
+                self._watch(pid)
+                self._join(peer, socket.socket(fileno=os.dup(fds[0])))
+            case Op.ADD if fds:
+                self._add(request, socket.socket(fileno=os.dup(fds[0])))
+                self._reply(peer, pack_reply())
+            case Op.WORKER:
+                self._watch(pid)
+                self._reply(peer, pack_reply())
+            case _:
+                self._reply(peer, pack_reply(errno.EINVAL))
+
+    @staticmethod
+    def _reply(peer: socket.socket, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            peer.send(data)
+
+    def _belongs(self, pid: int, uid: int) -> bool:
+        """Whether a peer is root, our user, or a descendant of the application."""
+        if uid in (0, os.getuid()):
+            return True
+        while pid > 1:
+            if pid in self._watched or pid == self.pid:
+                return True
+            try:
+                with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123  # pathlib is slow to import
+                    pid = int(stat.read().rpartition(b")")[2].split()[1])
+            except OSError:
+                return False
+        return False
+
+    def _join(self, peer: socket.socket, member: socket.socket) -> None:
+        """Tell the place of a listening socket's address in the page, making one if need be."""
+        with member:
+            family, name = member.family, member.getsockname()
+            address = socket.inet_pton(family, name[0].partition("%")[0]).ljust(16, b"\0")
+            index = self._place(family, address, name[1])
+            data = pack_reply(0, index, self.page.view.listener[index].tier)
+            socket.send_fds(peer, [data], [self.page.fd])
+
+    def _place(self, family: int, address: bytes, port: int) -> int:
+        """Return the entry of that address; a new one where there is none that is in use."""
+        same, free, idle = None, None, None
+        for index in range(layout.MAX_LISTENERS - 1):  # the last one is for probes
+            entry = self.page.view.listener[index]
+            if entry.claimed:
+                self._native.fsocket_sweep(self._view, index)
+            if not entry.generation:
+                free = index if free is None else free
+            elif (entry.family, entry.port, bytes(entry.address)) == (family, port, address):
+                same = index
+            elif not entry.claimed:
+                idle = index
+        if same is not None and self.page.view.listener[same].claimed:
+            return same
+        for place in (same, free, idle):
+            if place is not None:
+                self._reset(place, family, address, port)
+                return place
+        raise OSError(errno.ENOSPC, "all listeners of the status page are in use")
+
+    def _reset(self, index: int, family: int, address: bytes, port: int) -> None:
+        entry = self.page.view.listener[index]
+        entry.generation = 0
+        stale = self._selectors.pop(index, None)
+        if stale:
+            stale.close()
+        ctypes.memset(ctypes.addressof(entry), 0, ctypes.sizeof(entry))
+        self._generation += 1
+        entry.tier, entry.family, entry.port = self.tier, family, port
+        entry.address[:] = address
+        entry.generation = self._generation
+
+    def _add(self, request: Request, member: socket.socket) -> None:
+        """Let the listener's program choose `member`; the program is loaded when first needed."""
+        with member:
+            if not (0 <= request.listener < layout.MAX_LISTENERS - 1) or not self.page.map:
+                raise OSError(errno.EINVAL, "no such listener")
+            if not 0 <= request.slot < layout.MAX_SLOTS:
+                raise OSError(errno.EINVAL, "no such slot")
+            selector = self._selectors.get(request.listener)
+            if selector is None:
+                entry = self.page.view.listener[request.listener]
+                selector = Selector(
+                    self.page.map, request.listener, entry.generation, Tier(entry.tier)
+                )
+                self._selectors[request.listener] = selector
+            selector.add(request.slot, member)
+
+    # -- processes --------------------------------------------------------------------------
+
+    def _watch(self, pid: int) -> None:
+        if pid in self._watched:
+            return
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            return
+        self._watched[pid] = fd
+        self._events.register(fd, selectors.EVENT_READ, pid)
+
+    def _departed(self, pid: int) -> None:
+        fd = self._watched.pop(pid)
+        self._events.unregister(fd)
+        os.close(fd)
+        self.page.forget({pid})
+        for index in range(layout.MAX_LISTENERS):
+            if self.page.view.listener[index].claimed:
+                self._native.fsocket_sweep(self._view, index)
+        self._due = time.monotonic() + GRACE_S
+
+    def _rescue(self) -> None:
+        """Hand over the queues that dead workers left and that nobody came for."""
+        for index in range(layout.MAX_LISTENERS):
+            entry = self.page.view.listener[index]
+            for number in range(min(entry.slots, layout.MAX_SLOTS)):
+                slot = entry.slot[number]
+                if slot.state == SlotState.ORPHAN and slot.published:
+                    fd = self._borrow(slot.fd, slot.cookie)
+                    if fd >= 0:
+                        self._native.fsocket_hand_over(self._view, index, number, fd)
+                        os.close(fd)
+
+    def _borrow(self, number: int, cookie: int) -> int:
+        """Return a copy of the socket with that cookie from a process that holds it, or -1."""
+        for pidfd in self._watched.values():
+            fd: int = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+            if fd < 0:
+                continue
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as held:
+                if held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8) == cookie.to_bytes(
+                    8, sys.byteorder
+                ):
+                    return fd
+            os.close(fd)
+        return -1
+
+    def _adopt(self) -> bool:
+        """Watch processes that registered themselves and that we were never told of."""
+        time.sleep(LINGER_S)
+        registered = self.page.processes()
+        for pid in registered:
+            self._watch(pid)
+        self.page.forget(registered - set(self._watched))
+        return bool(self._watched)
+
+
+def become_keeper(keeper: Keeper) -> NoReturn:
+    """Turn this forked process into the keeper: own session, no terminal, a name; never returns."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:  # noqa: PTH123
+        comm.write("fastsocket-keep")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.chdir("/")
+    code = 1
+    try:
+        keeper.run()
+        code = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The launcher: prepares the page, starts the keeper, and becomes the application."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fastsocket.app.protocol import socket_name
+from fastsocket.config import Parameters
+from fastsocket.host.elf import NotExecutableError, classify, resolve
+from fastsocket.host.limits import live_limits
+from fastsocket.host.safety import require_trusted
+from fastsocket.host.topology import order_physical_first, read_topology
+from fastsocket.listen.page import StatusPage
+from fastsocket.native import native_file
+
+__all__ = ["cpus_to_fill", "launch"]
+
+
+def cpus_to_fill() -> list[int]:
+    """Return the CPUs that workers are pinned to, physical cores first.
+
+    None under a quota below the CPUs that may be used: there, every container with such a quota
+    would crowd the same first CPUs.
+    """
+    limits = live_limits()
+    if limits.quota is not None and limits.quota < len(limits.allowed):
+        return []
+    return order_physical_first(read_topology(), limits.allowed)
+
+
+def _start_keeper(page: StatusPage, command: Sequence[str]) -> str:
+    """Start the keeper of this process, reparented away from it; return its socket's name."""
+    pid = os.getpid()
+    name = socket_name(pid)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind("\0" + name)
+    server.listen(64)
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)  # the application must not find a child that it did not start
+    elif os.fork():
+        os._exit(0)
+    else:
+        # Imported here, so that the application does not wait for it.
+        from fastsocket.app.keeper import Keeper, become_keeper
+
+        become_keeper(Keeper(page, server, pid, list(command)))
+    server.close()
+    return name
+
+
+def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
+    environment = dict(os.environ)
+    others = environment.get("LD_PRELOAD")
+    environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
+    environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
+    return environment
+
+
+def launch(command: Sequence[str], parameters: Parameters) -> NoReturn:
+    """Replace this process by `command`, accelerated where the preload can reach it.
+
+    Args:
+        command: The command and its arguments, at least one word.
+        parameters: How it is accelerated.
+
+    Raises:
+        CommandNotFoundError: No such command.
+        NotExecutableError: It cannot be executed.
+        FastsocketError: The library is missing, or others than root could replace it.
+    """
+    path = resolve(command[0])
+    program = classify(path)
+    environment = dict(os.environ)
+    if not program.preloadable:
+        print(f"fastsocket: runs as without Fastsocket: {program.why}", file=sys.stderr)
+    elif parameters.enable_listen_spawn:
+        library = native_file("libfsocket.so")
+        require_trusted(library)
+        environment = _environment(library, parameters)
+        page = StatusPage(cpus_to_fill(), parameters)
+        environment["FASTSOCKET_KEEPER"] = _start_keeper(page, command)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execve(path, list(command), environment)
+    except OSError as error:
+        what = f"{command[0]} cannot be executed"
+        raise NotExecutableError(what, error.strerror or "") from error

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`fastsocket run -- CMD`: start a server accelerated."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastsocket.app.launcher import launch
+from fastsocket.config import checked, load_profile
+from fastsocket.errors import UsageError
+from fastsocket.host.params import host_parameters
+
+__all__ = ["command"]
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("--profile", metavar="NAME", help="Start from what suits this application.")
+@click.option("--config", type=click.Path(path_type=Path), help="Read this instead of the host's.")
+@click.option(
+    "--listen-spawn",
+    type=click.IntRange(0, 2),
+    help="0 off, 1 the application pins its workers, 2 Fastsocket pins them (default).",
+)
+@click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
+def command(
+    profile: str | None, config: Path | None, listen_spawn: int | None, cmd: tuple[str, ...]
+) -> None:
+    """Start CMD accelerated; it keeps the PID, the terminal, signals and the exit code."""
+    if not cmd:
+        raise UsageError("no command given", todo="try 'fastsocket run -- nginx'")
+    parameters = host_parameters(config)
+    if profile is not None:
+        parameters = checked(load_profile(profile).parameters, f"profile {profile}", parameters)
+    flags: dict[str, Any] = {}
+    if listen_spawn is not None:
+        flags["enable_listen_spawn"] = listen_spawn
+    launch(cmd, checked(flags, "the command line", parameters))

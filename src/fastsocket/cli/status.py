@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`fastsocket status`: what is active, what is missing and why."""
+
+import json
+from textwrap import shorten
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastsocket.app.client import applications, owner_of
+from fastsocket.errors import ConflictError
+
+__all__ = ["command"]
+
+TIERS = {
+    "migrate": "chosen by CPU and load; a closed slot's connections move on",
+    "select": "chosen by CPU and load",
+    "classic": "chosen by CPU, without privileges",
+    "none": "the application's own socket, as without Fastsocket",
+}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.argument("pid", type=int, required=False)
+def command(as_json: bool, pid: int | None) -> None:
+    """Show the accelerated applications, or the one that PID belongs to."""
+    found = applications()
+    if pid is not None:
+        owner = owner_of(pid, found)
+        if owner is None:
+            raise ConflictError(
+                f"process {pid} does not run under Fastsocket",
+                todo="start it with 'fastsocket run -- CMD'",
+            )
+        found = [owner]
+    if as_json:
+        click.echo(json.dumps({"applications": found}))
+        return
+    console = Console(highlight=False)
+    if not found:
+        console.print("No application runs accelerated. Start one: fastsocket run -- nginx")
+    for status in found:
+        _show(console, status)
+
+
+def _show(console: Console, status: dict[str, Any]) -> None:
+    words = " ".join(" ".join(status["command"]).split())  # one line, whatever the arguments
+    console.print(Text(shorten(words, 60, placeholder=" …"), "bold"), f"(pid {status['pid']})")
+    console.print(f"  tier {status['tier']}: {TIERS[status['tier']]}")
+    for feature, reason in status["reasons"].items():
+        console.print(f"  {feature} is missing: {reason}")
+    for listener in status["listeners"]:
+        _show_listener(console, listener)
+
+
+def _show_listener(console: Console, listener: dict[str, Any]) -> None:
+    address = listener["address"]
+    where = f"[{address}]" if ":" in address else address
+    console.print(f"  listens on {where}:{listener['port']}", markup=False)
+    if len(listener["slots"]) < 2:
+        console.print("    one worker polls it: nothing to spread")
+    if listener["unslotted"]:
+        console.print(f"    {listener['unslotted']} workers share a socket, no slot was free")
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for name in ("slot", "pid", "cpu", "state", "accepted", "from other CPUs", "live", "waiting"):
+        table.add_column(name, justify="right")
+    for slot in listener["slots"]:
+        cells = [slot[key] for key in ("slot", "pid", "cpu", "state", "accepted", "spilled")]
+        table.add_row(
+            *("-" if cell is None else str(cell) for cell in cells),
+            str(slot["live"]),
+            str(slot["waiting"]),
+        )
+    console.print(table)

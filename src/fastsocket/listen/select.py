@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The select program: one instance per listener, attached to its reuseport group."""
+
+import select as poller
+import socket
+import struct
+from typing import Self
+
+from fastsocket.bpf.libbpf import BpfError, BpfObject, Map
+from fastsocket.listen.layout import Tier
+from fastsocket.native import native_file
+
+__all__ = ["Selector", "migration_works"]
+
+# include/uapi/asm-generic/socket.h
+SO_ATTACH_REUSEPORT_EBPF = 52
+_PROGRAMS = {Tier.SELECT: "fs_select", Tier.MIGRATE: "fs_migrate"}
+
+
+class Selector:
+    """The program of one listener and the map of its slots' sockets.
+
+    Args:
+        page: The status page's map.
+        listener: The listener's index in the page.
+        generation: The listener's generation there; the program does nothing for another one.
+        tier: SELECT, or MIGRATE for a program that also moves a closed slot's queue.
+
+    Raises:
+        BpfError: The kernel refused the program.
+    """
+
+    def __init__(self, page: Map, listener: int, generation: int, tier: Tier) -> None:
+        self._object = BpfObject(native_file("select.bpf.o"))
+        self._object.set_variable(0, struct.pack("=IxxxxQ", listener, generation))
+        self._object.reuse_map("fs_page", page.fd)
+        for other, name in _PROGRAMS.items():
+            self._object.program(name).set_autoload(other == tier)
+        self._object.load()
+        self._sockets = self._object.map("fs_sockets")
+        self._program = self._object.program(_PROGRAMS[tier])
+
+    def add(self, slot: int, member: socket.socket) -> None:
+        """Let the program choose `member` as slot `slot`; `member` must listen in the group.
+
+        Raises:
+            OSError: The socket is in no reuseport group.
+            BpfError: The map refused it.
+        """
+        member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, self._program.fd)
+        self._sockets.update(struct.pack("=I", slot), struct.pack("=Q", member.fileno()))
+
+    def close(self) -> None:
+        """Let go; the kernel keeps the program while the group has sockets."""
+        self._object.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _listener(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
+    listener.setblocking(False)
+    return listener
+
+
+def migration_works(selector: Selector) -> str:
+    """Try on loopback whether a closed listener's queue moves and wakes the one that gets it.
+
+    Since Linux commit 54b92e841937 ("tcp: Migrate TCP_ESTABLISHED/TCP_SYN_RECV sockets in
+    accept queues.") (in v5.14); without 3864c6ba1e04 the new listener is not woken
+    (CVE-2026-46015).
+
+    Args:
+        selector: Of a listener whose page entry has no claimed slots, so that it chooses none
+            and the kernel picks the socket.
+
+    Returns:
+        An empty string if it works, else the reason.
+    """
+    first = _listener(0)
+    second = _listener(first.getsockname()[1])
+    client = socket.socket()
+    try:
+        selector.add(0, first)
+        selector.add(1, second)
+        ready = poller.epoll()
+        with client, ready:
+            client.settimeout(1)
+            client.connect(first.getsockname())
+            holder, other = (first, second) if _readable(first) else (second, first)
+            if not _readable(holder):
+                return "the trial connection was not queued"
+            ready.register(other.fileno(), poller.EPOLLIN)
+            holder.close()
+            if not ready.poll(0.2):
+                return "the listener that took over was not woken"
+            other.accept()[0].close()
+        return ""
+    except (OSError, BpfError) as error:
+        return str(error)
+    finally:
+        first.close()
+        second.close()
+
+
+def _readable(listener: socket.socket) -> bool:
+    return bool(poller.select([listener], [], [], 0)[0])

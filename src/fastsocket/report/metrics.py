@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each metric is called, how its figures are written, and which way is better."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = [
+    "HEADLINES",
+    "SCENARIOS",
+    "MetricText",
+    "compare",
+    "interval",
+    "metric_text",
+    "number",
+    "ratio",
+    "ratio_digits",
+]
+
+
+class MetricText(NamedTuple):
+    """A metric for people; `better` is 1 where more is better, -1 where less is, else 0."""
+
+    label: str
+    better: int
+
+
+_METRICS = {
+    "cps": MetricText("Connections per second", 1),
+    "rps": MetricText("Requests per second", 1),
+    "cpu_us_per_conn": MetricText("CPU time per connection", -1),
+    "lock_contentions_per_1k": MetricText("Lock contentions per 1,000 connections", -1),
+    "resched_ipis_per_1k": MetricText("Reschedule interrupts per 1,000 connections", -1),
+    "local_percent": MetricText("Connections served on the CPU that received them", 1),
+    "active_local_percent": MetricText("Backend packets on the CPU that opened the connection", 1),
+    "segments_per_conn": MetricText("TCP segments per connection, both ends", -1),
+    "worker_cv": MetricText("Spread over workers (deviation / mean)", -1),
+    "p50_us": MetricText("Latency, median", -1),
+    "p99_us": MetricText("Latency, 99th percentile", -1),
+    "p999_us": MetricText("Latency, 99.9th percentile", -1),
+    "p99_us_calm": MetricText("Latency, 99th percentile, no worker stalled", -1),
+    "errors": MetricText("Errors that the client saw", -1),
+    "lost": MetricText("Connections lost", -1),
+    "completed": MetricText("Connections completed", 1),
+    "kills": MetricText("Workers killed", 0),
+    "reloads": MetricText("Reloads", 0),
+    "ns_per_packet": MetricText("Time per packet", -1),
+}
+
+SCENARIOS = {
+    "short": "Short connections",
+    "stall": "One worker stalls",
+    "crash": "Workers are killed and the server reloads",
+    "longlived": "Long-lived connections",
+    "proxy": "Proxy with backend connections",
+    "redis": "Redis",
+    "steer": "Steering rules",
+    "scale": "Throughput by cores",
+}
+"""Heading of each scenario; their order is the order of the page."""
+
+HEADLINES = {
+    "short": "cps",
+    "stall": "p99_us",
+    "crash": "lost",
+    "longlived": "worker_cv",
+    "proxy": "cps",
+    "redis": "rps",
+    "steer": "ns_per_packet",
+}
+"""The metric that answers a scenario's question."""
+
+
+def metric_text(name: str) -> MetricText:
+    """Return a metric's text; one that is not known yet is shown under its own name."""
+    return _METRICS.get(name) or MetricText(name.replace("_", " "), 0)
+
+
+def number(value: float | None) -> str:
+    """Write a figure with the three to four digits that matter, such as 12,345 or 0.0123."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size >= 1000 or value == int(value):
+        return f"{value:,.0f}"
+    if size >= 100:
+        return f"{value:.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    if size >= 1:
+        return f"{value:.2f}"
+    return f"{value:#.3g}"
+
+
+def ratio(value: float | None) -> str:
+    """Write a ratio: 1.25×, 0.70×, 0.0136×."""
+    return "–" if value is None else f"{ratio_digits(value)}×"
+
+
+def ratio_digits(value: float) -> str:
+    """Write a ratio without its sign, as its interval does."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:#.3g}"
+
+
+def interval(low: float | None, high: float | None, write: Callable[[float], str] = number) -> str:
+    """Write an interval, such as [398–430]; nothing where there is none or it has no width."""
+    if low is None or high is None or low == high:
+        return ""
+    return f"[{write(low)}–{write(high)}]"
+
+
+def compare(name: str, low: float | None, high: float | None) -> str:
+    """Say what a ratio's interval shows: "better", "worse", "no difference shown", or nothing."""
+    better = metric_text(name).better
+    if low is None or high is None or not better:
+        return ""
+    if low <= 1 <= high:
+        return "no difference shown"
+    return "better" if (low > 1) == (better > 0) else "worse"

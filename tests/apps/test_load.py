@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""fastsocket-load counts what becomes of connections, and when."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from demo_tools import Handler, Odd, demo, load, odd_server, reset, run
+
+from fastsocket.native import native_file
+
+pytestmark = pytest.mark.apps
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+NO_LENGTH = b"HTTP/1.1 200 OK\r\n\r\nhello"
+
+
+async def read_request(seen: Odd, reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    seen.requests += 1
+    seen.heads.append(head)
+    return head
+
+
+def answering(*parts: bytes, delay_s: float = 0.0) -> Handler:
+    """Answer a request with ``parts``, each after a pause, and close."""
+
+    async def handler(
+        seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await read_request(seen, reader)
+        for part in parts:
+            await asyncio.sleep(delay_s)
+            writer.write(part)
+            await writer.drain()
+
+    return handler
+
+
+async def reset_after_request(
+    seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await read_request(seen, reader)
+    reset(writer)
+
+
+async def reset_at_once(
+    seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    reset(writer)
+
+
+async def reset_within_answer(
+    seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    await read_request(seen, reader)
+    writer.write(OK[:-2])
+    await asyncio.sleep(0.05)
+    reset(writer)
+
+
+async def never(seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def keep_alive(seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer until a request wants the end, in the manner of a server with keep-alive."""
+    wanted = True
+    while wanted:
+        head = await read_request(seen, reader)
+        wanted = b"keep-alive" in head
+        writer.write(OK.replace(b"close", b"keep-alive" if wanted else b"close"))
+
+
+@pytest.mark.parametrize("answer", [OK, NO_LENGTH], ids=["length", "until-end"])
+def test_counts_every_connection(answer: bytes) -> None:
+    with odd_server(answering(answer)) as server:
+        result = load("-n", "501", "-c", "16", server.target)
+    assert result["started"] == result["completed"] == result["requests"] == 501
+    assert server.connections == server.requests == 501
+    assert result["errors"] == {"reset": 0, "refused": 0, "timeout": 0, "other": 0}
+    assert result["unfinished"] == result["client_closed"] == 0
+    assert sum(count for _, count in result["histogram"]) == 501
+    # A bucket's upper end is at most 1/128 above what fell into it; the mean is exact.
+    upper_mean = sum(upper * count for upper, count in result["histogram"]) / 501
+    assert 1.0 <= upper_mean / result["latency_us"]["mean"] <= 1 + 1 / 128
+    assert result["cps"] == pytest.approx(501 / result["seconds"], rel=1e-3)
+
+
+def test_answer_in_single_bytes() -> None:
+    with odd_server(answering(*(bytes([byte]) for byte in OK), delay_s=0.001)) as server:
+        result = load("-n", "4", "-c", "4", server.target)
+    assert result["completed"] == 4
+
+
+def test_large_answer() -> None:
+    body = bytes(3_000_000)
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n"
+    with odd_server(answering(head + body)) as server:
+        result = load("-n", "8", "-c", "4", server.target)
+    assert result["completed"] == 8
+
+
+FAILURES: list[tuple[str, Handler, str, str | None, tuple[int, int]]] = [
+    # name, server, error, cause within "other", lost before and after the request
+    ("reset", reset_after_request, "reset", None, (0, 20)),
+    ("reset-within", reset_within_answer, "reset", None, (0, 0)),
+    ("closed", answering(), "other", "closed", (0, 20)),
+    ("truncated", answering(OK[:-2]), "other", "truncated", (0, 0)),
+    ("truncated-head", answering(OK[:20]), "other", "truncated", (0, 0)),
+    ("status", answering(OK.replace(b"200", b"503")), "other", "status", (0, 0)),
+    ("garbage", answering(b"220 mail.example ESMTP\r\n\r\n"), "other", "protocol", (0, 0)),
+    ("too-long", answering(OK + b"more"), "other", "protocol", (0, 0)),
+    (
+        "endless-head",
+        answering(b"HTTP/1.1 200 OK\r\nx: " + bytes(20000)),
+        "other",
+        "protocol",
+        (0, 0),
+    ),
+    ("timeout", never, "timeout", None, (0, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("handler", "error", "cause", "lost"),
+    [case[1:] for case in FAILURES],
+    ids=[case[0] for case in FAILURES],
+)
+def test_failure(handler: Handler, error: str, cause: str | None, lost: tuple[int, int]) -> None:
+    with odd_server(handler) as server:
+        result = load("-n", "20", "-c", "10", "--timeout", "300", server.target)
+    assert result["started"] == 20
+    assert result["completed"] == 0
+    assert {name: count for name, count in result["errors"].items() if count} == {error: 20}
+    causes = {name: count for name, count in result["other_causes"].items() if count}
+    assert causes == ({cause: 20} if cause else {})
+    assert tuple(result["accepted_lost"].values()) == lost
+    assert result["latency_us"]["p99"] is None
+    assert result["histogram"] == []
+
+
+def test_lost_connections_are_counted_whenever_they_were_reset() -> None:
+    with odd_server(reset_at_once) as server:
+        result = load("-n", "2000", "-c", "500", "-p", "1", server.target)
+    lost = result["accepted_lost"]
+    assert result["errors"]["reset"] == 2000
+    assert lost["before_request"] + lost["after_request"] == 2000
+    assert lost["before_request"] > 0
+
+
+def test_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # not listening: nobody else can be there
+        done = run("fastsocket-load", "-j", "-n", "50", f"127.0.0.1:{taken.getsockname()[1]}")
+    result = json.loads(done.stdout)
+    assert result["errors"]["refused"] == result["started"] == 50
+    assert list(result["accepted_lost"].values()) == [0, 0]
+    assert done.returncode == 1
+    assert done.stderr == "fastsocket-load: no connection completed\n"
+
+
+def test_failures_beside_successes() -> None:
+    numbers = itertools.count()
+
+    async def mixed(seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = reset_after_request if next(numbers) % 4 == 0 else answering(OK)
+        await handler(seen, reader, writer)
+
+    with odd_server(mixed) as server:
+        result = load("-n", "400", "-c", "8", server.target)
+    assert result["errors"]["reset"] == result["accepted_lost"]["after_request"] == 100
+    assert result["completed"] == 300
+
+
+def test_percentiles_of_known_delays() -> None:
+    # Of every 100 connections 89 take 20 ms, 10 take 100 ms, one takes 300 ms.
+    delays = itertools.cycle([0.3] + 10 * [0.1] + 89 * [0.02])
+
+    async def delayed(
+        seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await answering(OK, delay_s=next(delays))(seen, reader, writer)
+
+    with odd_server(delayed) as server:
+        result = load("-n", "400", "-c", "20", server.target)
+    latency = result["latency_us"]
+    slack = 60_000  # a busy machine delays, but never hurries
+    assert 20_000 <= latency["p50"] <= 20_000 + slack
+    assert 100_000 <= latency["p99"] <= 100_000 + 2 * slack
+    assert 300_000 <= latency["p999"] <= 300_000 + 3 * slack
+    assert latency["p999"] <= latency["max"]
+    assert sum(count for upper, count in result["histogram"] if upper >= 300_000) == 4
+    assert 44 <= sum(count for upper, count in result["histogram"] if upper >= 100_000) <= 60
+    assert 30_800 <= latency["mean"] <= 30_800 + slack
+
+
+def test_fixed_rate_holds_and_spares_no_stall() -> None:
+    stalled = False
+
+    async def one_stall(
+        seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        nonlocal stalled
+        if seen.connections > 200 and not stalled:
+            stalled = True
+            time.sleep(0.5)  # the whole server, as a blocking call would
+        await answering(OK)(seen, reader, writer)
+
+    with odd_server(one_stall) as server:
+        result = load("-t", "2", "-r", "300", server.target)
+    assert result["started"] == result["completed"] == 600
+    assert result["seconds"] == pytest.approx(2.0)
+    # 150 connections were due within the 500 ms: those of its first half waited 250 ms or more.
+    # A closed loop with as many connections would have sent none of them.
+    waited = sum(count for upper, count in result["histogram"] if upper >= 250_000)
+    assert 60 <= waited <= 200
+    assert result["latency_us"]["max"] >= 450_000
+
+
+def test_fixed_rate_ends_although_nobody_answers() -> None:
+    """Those whose turn comes after their patience has ended count as timed out, untried."""
+    with odd_server(never) as server:
+        begin = time.monotonic()
+        result = load("-t", "1", "-r", "100", "-c", "4", "--timeout", "300", server.target)
+        seconds = time.monotonic() - begin
+    assert result["started"] == result["errors"]["timeout"] == 100
+    assert 4 <= server.connections <= 40
+    assert seconds < 5.0
+
+
+def test_time_and_warm_up() -> None:
+    with odd_server(answering(OK)) as server:
+        begin = time.monotonic()
+        result = load("-t", "0.5", "-W", "0.5", "-r", "200", server.target)
+        seconds = time.monotonic() - begin
+    assert result["seconds"] == pytest.approx(0.5)
+    assert result["started"] == result["completed"] == 100
+    assert server.connections == 200
+    assert 1.0 <= seconds < 4.0
+
+
+def test_connections_at_once() -> None:
+    with odd_server(answering(OK, delay_s=0.1)) as server:
+        result = load("-n", "40", "-c", "8", "-p", "2", server.target)
+    assert result["processes"] == 2
+    assert result["seconds"] >= 0.5  # five rounds of eight
+
+
+def test_source_addresses_and_targets() -> None:
+    with odd_server(answering(OK)) as one, odd_server(answering(OK)) as other:
+        result = load(
+            *("-n", "64", "-s", "127.0.0.2-127.0.0.5", "-s", "127.0.0.9"), one.target, other.target
+        )
+    assert result["completed"] == 64
+    assert one.connections == other.connections == 32
+    assert one.peers | other.peers == {f"127.0.0.{last}" for last in (2, 3, 4, 5, 9)}
+
+
+def test_source_address_of_ipv6(tmp_path: Path) -> None:
+    where = ("-a", "[::1]:0", "-a", "127.0.0.1:0")
+    with demo(tmp_path / "log", "-w", "1", "-d", *where) as server:
+        result = load("-n", "20", "-s", "::1", "-s", "127.0.0.7", *server.addresses)
+    assert result["completed"] == 20
+    assert server.text().count("accepted [::1]:") == 10
+    assert server.text().count("accepted 127.0.0.7:") == 10
+
+
+def test_keep_alive_and_path() -> None:
+    with odd_server(keep_alive) as server:
+        result = load("-n", "20", "-c", "4", "-k", "5", "-u", "/some/path", server.target)
+    assert result["completed"] == server.connections == 20
+    assert result["requests"] == server.requests == 100
+    assert all(head.startswith(b"GET /some/path HTTP/1.1\r\n") for head in server.heads)
+    assert sum(b"Connection: close" in head for head in server.heads) == 20
+
+
+def test_server_that_leaves_the_closing_to_the_client() -> None:
+    async def stays(seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answering(OK)(seen, reader, writer)
+        await reader.read()
+
+    with odd_server(stays) as server:
+        result = load("-n", "6", "-c", "2", server.target)
+    assert result["completed"] == result["client_closed"] == 6
+    assert result["latency_us"]["max"] < 100_000  # the answer counts, not the close
+
+
+def test_hold() -> None:
+    with odd_server(keep_alive) as server:
+        result = load("--hold", "30", "-k", "1", "-t", "0.3", server.target)
+    assert result["held"] == result["requests"] == server.connections == 30
+    assert result["dropped"] == 0
+
+
+def test_hold_counts_what_the_server_drops() -> None:
+    async def drop_some(
+        seen: Odd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if seen.connections <= 10:
+            await asyncio.sleep(0.2)
+        else:
+            await reader.read()
+
+    with odd_server(drop_some) as server:
+        result = load("--hold", "30", "-t", "0.6", server.target)
+    assert (result["held"], result["dropped"]) == (20, 10)
+
+
+def test_interrupt_reports_what_there_is() -> None:
+    with odd_server(answering(OK)) as server:
+        program = str(native_file("fastsocket-load"))
+        command = [program, "-j", "-v", "-t", "30", "-r", "100", server.target]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        progress = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=10)
+    result = json.loads(out)
+    assert process.returncode == 0
+    assert "connections, 0 failed" in progress
+    assert result["interrupted"]
+    assert 50 <= result["completed"] <= 400
+    assert 0.9 <= result["seconds"] <= 5.0
+    assert result["started"] - result["completed"] == result["unfinished"]
+
+
+def test_lean_client_sends_fewer_segments(tmp_path: Path) -> None:
+    """The request takes the handshake's last ACK along, and the FIN the ACK of the answer."""
+    if os.geteuid() != 0:
+        pytest.skip("missing privilege: a network namespace of its own needs root")
+    server, client = native_file("fastsocket-demo"), native_file("fastsocket-load")
+    log = tmp_path / "log"
+    script = f"""
+        ip link set lo up
+        {server} -w 1 -a 127.0.0.1:80 -o {log} &
+        until grep -q ready: {log} 2>/dev/null; do sleep 0.01; done
+        for options in "" --lean; do
+            {client} -n 300 -c 1 $options 127.0.0.1:80 >/dev/null
+            grep ^Tcp: /proc/net/snmp
+        done
+        kill $!
+        wait
+    """
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    names, first, _, second = (line.split() for line in done.stdout.splitlines())
+    column = names.index("OutSegs")
+    plain = int(first[column]) / 300
+    lean = int(second[column]) / 300 - plain
+    assert plain - lean >= 0.9
+    assert lean >= 6.0  # what TCP needs
+
+
+def test_text_for_people() -> None:
+    with odd_server(answering(OK)) as server:
+        done = run("fastsocket-load", "-n", "10", "-c", "2", server.target)
+    assert done.returncode == 0
+    assert done.stdout.startswith("10 of 10 connections completed in ")
+    assert "latency in us: mean " in done.stdout
+    assert done.stderr == ""
+
+
+BAD: list[tuple[str, ...]] = [
+    (),
+    ("nowhere",),
+    ("::1:80",),
+    ("127.0.0.1:65536",),
+    ("[127.0.0.1]:80",),
+    ("-n", "0", "127.0.0.1:80"),
+    ("-n", "-1", "127.0.0.1:80"),
+    ("-c", "1e3", "127.0.0.1:80"),
+    ("-c", "1", "-p", "2", "127.0.0.1:80"),
+    ("-c", "9999999", "-p", "1", "127.0.0.1:80"),
+    ("-p", "0", "127.0.0.1:80"),
+    ("-t", "0", "127.0.0.1:80"),
+    ("-t", "nan", "127.0.0.1:80"),
+    ("-W", "x", "127.0.0.1:80"),
+    ("-r", "inf", "127.0.0.1:80"),
+    ("-k", "0", "127.0.0.1:80"),
+    ("-u", "no-slash", "127.0.0.1:80"),
+    ("-u", "/a b", "127.0.0.1:80"),
+    ("-s", "127.0.0.9-127.0.0.2", "127.0.0.1:80"),
+    ("-s", "127.0.0.2-::1", "127.0.0.1:80"),
+    ("-s", "10.0.0.0-10.9.0.0", "127.0.0.1:80"),
+    ("--timeout", "0", "127.0.0.1:80"),
+    ("--hold", "10", "-n", "5", "127.0.0.1:80"),
+    ("--no-such-option", "127.0.0.1:80"),
+]
+
+
+@pytest.mark.parametrize("args", BAD, ids=" ".join)
+def test_bad_usage(args: tuple[str, ...]) -> None:
+    done = run("fastsocket-load", *args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_few_open_files() -> None:
+    with odd_server(answering(OK)) as server:
+        limited = ["prlimit", "--nofile=80:80", str(native_file("fastsocket-load"))]
+        done = subprocess.run(
+            [*limited, "-j", "-n", "100", "-r", "500", "-p", "1", server.target],
+            capture_output=True,
+            timeout=30,
+            check=True,
+        )
+    assert json.loads(done.stdout)["completed"] == 100
+
+
+def test_foreign_source_address() -> None:
+    done = run("fastsocket-load", "-s", "192.0.2.1", "127.0.0.1:80")
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastsocket-load: -s: cannot use the source address 192.0.2.1")
+
+
+def test_help_names_every_option() -> None:
+    done = run("fastsocket-load", "--help")
+    assert done.returncode == 0
+    for option in [
+        "-p",
+        "-c",
+        "-n",
+        "-t",
+        "-W",
+        "-r",
+        "-s",
+        "-k",
+        "-u",
+        "--hold",
+        "--timeout",
+        "--lean",
+        "-j",
+        "-v",
+    ]:
+        assert f" {option}" in done.stdout

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How CPython's results are read and judged."""
+
+import pytest
+
+from tools import cpython
+
+pytestmark = pytest.mark.unit
+
+P, F, S = "passed", "failed", "skipped"
+
+
+@pytest.mark.parametrize(
+    ("stock", "ours", "different"),
+    [
+        ([P, P, P, P, P], [P, P, P, P, P], False),
+        ([P, P, P, P, P], [F, F, F, F, F], True),
+        ([P, P, P, P, P], [F, P, P, P, P], False),  # one stray failure
+        ([P, P, P, P, P], [F, P, P, F, P], True),  # now and then, but only with us
+        ([F, P, P, F, P], [F, P, F, P, P], False),  # fails by itself as well
+        ([F, P, P, P, P], [F, F, F, F, F], True),
+        ([F, F, F, F, F], [P, P, P, P, P], True),  # better is different, too
+        ([P], ["absent"], True),  # too many differences to rerun
+        ([S, S, S, S, S], [P, P, P, P, P], True),
+    ],
+)
+def test_judge(stock: list[str], ours: list[str], different: bool) -> None:
+    assert cpython.judge(stock, ours) is different
+
+
+def test_read() -> None:
+    document = """<testsuites><testsuite>
+      <testcase name="a"/><testcase name="b"><failure/></testcase>
+      <testcase name="c"><error/></testcase><testcase name="d"><skipped/></testcase>
+    </testsuite></testsuites>"""
+    assert cpython.read(document) == {"a": P, "b": F, "c": F, "d": S}
+
+
+def test_the_report_names_what_was_not_run() -> None:
+    result = cpython.Comparison({"a": P, "b": P, "c": F}, {"b": "stock 5 passed"}, {})
+    lines = result.text().splitlines()
+    assert lines[:2] == ["1 failed, 2 passed", "DIFFERENT b: stock 5 passed"]
+    assert len(lines) == 2 + len(cpython.DESELECTED)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The README's figures are those of docs/evaluation.md, and nobody typed them."""
+
+import pytest
+
+from tools import figures
+
+pytestmark = pytest.mark.unit
+
+README = f"# Name\n\n{figures.BEGIN}\nold\n{figures.END}\n\nrest\n"
+
+
+def test_the_readme_has_the_figures_of_the_evaluation() -> None:
+    measured = figures.EVALUATION.read_text() if figures.EVALUATION.exists() else None
+    readme = figures.README.read_text()
+    assert readme == figures.filled(readme, measured), "run 'python tools/figures.py'"
+
+
+def test_the_section_is_replaced_and_the_rest_stays() -> None:
+    made = figures.filled(README, "# Evaluation\n\n## Short\n\n| a |\n")
+    assert made == f"# Name\n\n{figures.BEGIN}\n### Short\n\n| a |\n{figures.END}\n\nrest\n"
+    assert figures.filled(made, "# E\n\n## Short\n\n| a |\n") == made
+
+
+def test_no_evaluation_says_how_to_get_one() -> None:
+    assert figures.NONE in figures.filled(README, None)
+
+
+def test_a_readme_without_the_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="once each"):
+        figures.filled("# Name\n", None)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Put the tables of docs/evaluation.md into the marked section of README.md.
+
+`make bench` measures, lets `fastsocket report --markdown` write docs/evaluation.md, and calls this.
+Nobody types a figure: a test holds README.md to what this makes of docs/evaluation.md.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+__all__ = ["BEGIN", "END", "NONE", "filled", "main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+EVALUATION = ROOT / "docs/evaluation.md"
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+NONE = "No figures yet: run `make bench`."
+
+
+def filled(readme: str, evaluation: str | None) -> str:
+    """Return the README with the evaluation between its marks, None for no evaluation yet.
+
+    The evaluation's title is left out, and its headings move down one level, below "## Figures".
+
+    Raises:
+        ValueError: The README has not exactly one marked section.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"README.md must have {BEGIN} and {END} once each")
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    text = NONE
+    if evaluation is not None:
+        text = re.sub(r"\A# .*\n+", "", evaluation)
+        text = re.sub(r"^(#+ )", r"#\1", text, flags=re.MULTILINE).strip()
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main() -> int:
+    """Rewrite README.md."""
+    evaluation = EVALUATION.read_text() if EVALUATION.exists() else None
+    README.write_text(filled(README.read_text(), evaluation))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
