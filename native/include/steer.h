@@ -24,6 +24,7 @@ enum steer_exit {
 	STEER_MALFORMED,    /* impossible header fields: passed */
 	STEER_DEEP_VLAN,    /* more than two VLAN tags: passed */
 	STEER_DEEP_OPTIONS, /* more IPv6 extension headers than are walked: passed */
+	STEER_UNFINISHED,   /* its checksum is left to hardware (veth): passed, see steer_settings */
 	STEER_EXITS
 };
 
@@ -32,7 +33,7 @@ struct steer_settings {
 	__u32 tracing;		       /* keep the rule's result in steer_state, redirect nothing */
 	__u32 frags;		       /* bpf_xdp_get_buff_len may be called */
 	__u32 cpus;		       /* CPUs in the set */
-	__u32 reserved;
+	__u32 veth;		       /* native XDP on veth: pass what has no checksum yet */
 	__u16 number[STEER_MAX_CPUS];  /* index in the set -> CPU */
 	__s16 index[STEER_MAX_CPUS];   /* CPU -> index in the set, or -1 */
 };

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Attaches rules to network devices, exchanges them under load, and removes them."""
 
+import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import socket
+import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,10 +20,25 @@ from fastsocket.steer.compile import CompiledRule
 from fastsocket.steer.language import Table, TableKind
 from fastsocket.steer.layout import Exit
 from fastsocket.steer.pins import Note
+from fastsocket.steer.probe import generic_redirect_works
 from fastsocket.steer.program import SteerProgram, per_cpu_sum
 
-__all__ = ["Attachment", "attach", "check_free", "detach", "device_index", "open_table", "status"]
+__all__ = [
+    "Attachment",
+    "attach",
+    "check_free",
+    "detach",
+    "device_index",
+    "driver_of",
+    "open_table",
+    "status",
+]
 
+# The dispatcher passes such packets (STEER_UNFINISHED): redirected, they would count as damaged.
+_VETH = (
+    "packets whose checksum the veth peer leaves to hardware are not steered: "
+    "run 'ethtool -K PEER tx off'"
+)
 _MODES = {"native": kernel.XDP_DRIVER, "generic": kernel.XDP_GENERIC}
 
 
@@ -50,6 +68,24 @@ def device_index(device: str) -> int:
     except OSError:
         names = ", ".join(name for _, name in socket.if_nameindex())
         raise UsageError(f"there is no device {device}", "", f"choose from {names}") from None
+
+
+def driver_of(device: str) -> str:
+    """Return the name of a device's driver, or "" where it names none (ETHTOOL_GDRVINFO).
+
+    Raises:
+        OSError: There is no such device.
+    """
+    info = ctypes.create_string_buffer(struct.pack("=I", 3), 196)  # struct ethtool_drvinfo
+    request = struct.pack("16sP", device.encode(), ctypes.addressof(info))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        try:
+            fcntl.ioctl(handle, 0x8946, request)  # SIOCETHTOOL
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return ""
+            raise
+    return info.raw[4:36].rstrip(b"\0").decode(errors="replace")
 
 
 def check_free(device: str) -> None:
@@ -91,7 +127,9 @@ def attach(
     with pins.locked(), ExitStack() as stack:
         check_free(device)
         reuse = _kept_tables(compiled, place, stack)
-        program = stack.enter_context(SteerProgram(compiled, cpus, reuse=reuse))
+        program = stack.enter_context(
+            SteerProgram(compiled, cpus, reuse=reuse, veth=driver_of(device) == "veth")
+        )
         aside = pins.build(program, place)
         try:
             if _own_program(place)[1] == index:
@@ -211,6 +249,9 @@ def _link(program: SteerProgram, device: str, index: int, aside: Path, mode: str
     reasons = [] if program.frags else ["this kernel's XDP handles no packets of several buffers"]
     wanted = (mode,) if mode else tuple(_MODES)
     for name in wanted:
+        if name == "generic" and not generic_redirect_works():
+            reasons.append("generic XDP: this kernel damages the packets that it redirects")
+            continue
         try:
             link = kernel.xdp_link(program.program.fd, index, _MODES[name])
         except BpfError as error:
@@ -220,8 +261,10 @@ def _link(program: SteerProgram, device: str, index: int, aside: Path, mode: str
                 ) from error
             if error.errno == errno.EPERM:
                 raise
-            reasons.insert(0, f"{name} XDP: {os.strerror(error.errno).lower()}")
+            reasons.append(f"{name} XDP: {os.strerror(error.errno).lower()}")
             continue
+        if name == "native" and driver_of(device) == "veth":
+            reasons.append(_VETH)
         try:
             note = _note(program, device, name, "; ".join(reasons))
             note.write(aside)

@@ -22,6 +22,7 @@ class Exit(IntEnum):
     MALFORMED = 7
     DEEP_VLAN = 8
     DEEP_OPTIONS = 9
+    UNFINISHED = 10
 
     @property
     def label(self) -> str:
@@ -36,7 +37,7 @@ class Settings(ctypes.Structure):
         ("tracing", ctypes.c_uint32),
         ("frags", ctypes.c_uint32),
         ("cpus", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("veth", ctypes.c_uint32),
         ("number", ctypes.c_uint16 * MAX_CPUS),
         ("index", ctypes.c_int16 * MAX_CPUS),
     )

@@ -82,16 +82,19 @@ class Note:
 
 def place_of(device: str) -> Path:
     """Return the folder of `device` in this network namespace, whether it exists or not."""
-    return ROOT / f"{device}@{Path('/proc/self/ns/net').stat().st_ino}"
+    # The BPF file system reserves dots, and devices such as eth0.5 have them.
+    name = device.replace(".", "%")
+    return ROOT / f"{name}@{Path('/proc/thread-self/ns/net').stat().st_ino}"
 
 
 def all_places() -> list[Path]:
     """Return the folders of all attached rules in this network namespace."""
     suffix = place_of("").name
     try:
-        return sorted(place for place in ROOT.iterdir() if place.name.endswith(suffix))
+        found = sorted(place for place in ROOT.iterdir() if place.name.endswith(suffix))
     except FileNotFoundError:
         return []
+    return [place for place in found if ":" not in place.name]  # no device has a colon
 
 
 @contextmanager
@@ -122,7 +125,7 @@ def build(program: SteerProgram, place: Path) -> Path:
     Raises:
         BpfError: Not on a BPF file system.
     """
-    aside = place.with_name(f".new.{place.name}")
+    aside = place.with_name(f"new:{place.name}")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "tables").mkdir(parents=True)
     kernel.pin(program.program.fd, aside / "program")
@@ -137,7 +140,7 @@ def build(program: SteerProgram, place: Path) -> Path:
 
 def swap(aside: Path, place: Path) -> None:
     """Put `aside` in the place of `place`."""
-    old = place.with_name(f".old.{place.name}")
+    old = place.with_name(f"old:{place.name}")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         place.rename(old)

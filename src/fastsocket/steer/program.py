@@ -33,7 +33,9 @@ class _SteerObject(BpfObject):
             set_map_type(self._map_handle(table.map_name), BPF_MAP_TYPE_LRU_HASH)
 
 
-def settings_for(cpus: Sequence[int], tracing: bool = False, frags: bool = False) -> Settings:
+def settings_for(
+    cpus: Sequence[int], tracing: bool = False, frags: bool = False, veth: bool = False
+) -> Settings:
     """Return the program's constants for the set `cpus`.
 
     Raises:
@@ -41,7 +43,7 @@ def settings_for(cpus: Sequence[int], tracing: bool = False, frags: bool = False
     """
     if len(cpus) > MAX_CPUS or max(cpus) >= MAX_CPUS:
         raise UsageError(f"at most the CPUs 0 to {MAX_CPUS - 1} can be steered to")
-    settings = Settings(tracing=tracing, frags=frags, cpus=len(cpus))
+    settings = Settings(tracing=tracing, frags=frags, cpus=len(cpus), veth=veth)
     for number in range(MAX_CPUS):
         settings.index[number] = -1
     for index, number in enumerate(cpus):
@@ -57,6 +59,7 @@ class SteerProgram:
         cpus: CPUs of the set: what a rule calls 0 is ``cpus[0]``.
         tracing: Keep each result for `trace` and redirect nothing, as test runs do.
         reuse: Descriptors of maps to take over, by the table's name in the rule.
+        veth: The device is a veth: leave packets alone whose checksum is not finished.
 
     Attributes:
         frags: Whether packets of several buffers (jumbo frames) are handled by this kernel.
@@ -71,7 +74,9 @@ class SteerProgram:
         cpus: Sequence[int],
         tracing: bool = False,
         reuse: Mapping[str, int] | None = None,
+        veth: bool = False,
     ) -> None:
+        self._veth = veth
         self.rule: Rule = compiled.rule
         self.cpus = tuple(cpus)
         try:
@@ -170,7 +175,7 @@ class SteerProgram:
                     loaded.reuse_map(table.map_name, reuse[name])
             if self.frags:
                 allow_frags(loaded.program("steer").handle)
-            settings = settings_for(self.cpus, tracing, self.frags)
+            settings = settings_for(self.cpus, tracing, self.frags, self._veth)
             loaded.set_variable(0, bytes(settings), ".rodata.steer")
             return loaded.load()
         except BaseException:
