@@ -171,7 +171,10 @@ class Declarations:
             )
         table = Table(name, kind, slot, size, self._flag(given.get("lru")), entries)
         for key, _ in entries:
-            table.key_bytes(key)
+            if kind == TableKind.ARRAY and int(key) >= size:
+                raise self._refuse(
+                    call, f"{name} has the indices 0 to {size - 1}, not {key}", "enlarge its size"
+                )
         return table
 
     def _entries(
