@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -265,3 +266,38 @@ def test_rfd_tells_active_from_passive_by_the_listener(veth: str) -> None:
     with socket.create_connection(("10.9.0.2", 9090), 5):
         server.wait(5)
     assert total("redirected", "here") >= 1
+
+
+def test_receive_cpu_follows_the_reader(veth: str) -> None:
+    cpus = online_cpus()
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    ip("netns", "exec", PEER, "ethtool", "-K", "fs1", "tx", "off")
+    device.attach(compile_rule(find_rule("receive_cpu"), len(cpus)), veth, cpus)
+    talk = (
+        "import socket,time;s=socket.create_connection(('10.9.0.1',8081),5)\n"
+        "while True: s.send(b'x'*100); time.sleep(0.001)"
+    )
+    with socket.create_server(("10.9.0.1", 8081)) as server:
+        talker = subprocess.Popen(["ip", "netns", "exec", PEER, sys.executable, "-c", talk])
+        before = os.sched_getaffinity(0)
+        try:
+            connection, _ = server.accept()
+            for cpu in (cpus[0], cpus[1], cpus[0], cpus[1]):
+                os.sched_setaffinity(0, {cpu})
+                connection.recv(100, socket.MSG_WAITALL)
+                time.sleep(0.01)
+                connection.recv(1 << 20)  # what came before or within the 10 ms
+                arrived = []
+                for _ in range(300):
+                    connection.recv(100, socket.MSG_WAITALL)
+                    arrived.append(connection.getsockopt(socket.SOL_SOCKET, 49))
+                assert arrived.count(cpu) >= 297
+        finally:
+            os.sched_setaffinity(0, before)
+            talker.terminate()
+            talker.wait(5)
+            connection.close()
+    device.detach(veth)
+    links = subprocess.run(["bpftool", "link"], capture_output=True, text=True, check=True).stdout
+    assert "tcp_rcv_space_adjust" not in links

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from steer_random import RandomRule
-from steer_reference import parse, random_frame
 
 from fastsocket.steer.check import Rule, parse_rule, read_rule
 from fastsocket.steer.compile import compile_rule
@@ -19,6 +17,8 @@ from fastsocket.steer.language import RuleError
 from fastsocket.steer.layout import Exit
 from fastsocket.steer.program import SteerProgram
 from fastsocket.steer.reference import Counter, Reference
+from tests.netns.steer_random import RandomRule
+from tests.netns.steer_reference import parse, random_frame
 
 pytestmark = pytest.mark.netns
 

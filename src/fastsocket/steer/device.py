@@ -17,8 +17,10 @@ from fastsocket.bpf.libbpf import BpfError, Map
 from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
 from fastsocket.steer import kernel, pins
 from fastsocket.steer.compile import CompiledRule
+from fastsocket.steer.feed import pin_feed
 from fastsocket.steer.language import Table, TableKind
 from fastsocket.steer.layout import Exit
+from fastsocket.steer.library import is_built_in
 from fastsocket.steer.pins import Note
 from fastsocket.steer.probe import generic_redirect_works
 from fastsocket.steer.program import SteerProgram, per_cpu_sum
@@ -132,6 +134,8 @@ def attach(
         )
         aside = pins.build(program, place)
         try:
+            if is_built_in(compiled.rule, "receive_cpu"):
+                pin_feed(program, cpus, aside)
             if _own_program(place)[1] == index:
                 note = _exchange(program, device, place, aside, mode)
             else:

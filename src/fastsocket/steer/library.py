@@ -6,7 +6,7 @@ from pathlib import Path
 from fastsocket.errors import UsageError
 from fastsocket.steer.check import Rule, read_rule
 
-__all__ = ["BUILT_IN", "built_in_rules", "find_rule"]
+__all__ = ["BUILT_IN", "built_in_rules", "find_rule", "is_built_in"]
 
 BUILT_IN = Path(__file__).parent / "rules"
 
@@ -30,3 +30,8 @@ def find_rule(name: str) -> Rule:
         return read_rule(BUILT_IN / f"{name}.py")
     names = ", ".join(path.stem for path in sorted(BUILT_IN.glob("*.py")))
     raise UsageError(f"there is no rule {name}", "", f"give a file RULE.py, or one of {names}")
+
+
+def is_built_in(rule: Rule, name: str) -> bool:
+    """Return whether `rule` is the built-in rule `name`, not a file that is called like it."""
+    return rule.path == BUILT_IN / f"{name}.py"
