@@ -54,6 +54,8 @@ SOURCES = Path(fastsocket.__file__).parents[1]
 WHOLE = " (the module did not finish)"
 # regrtest's progress line, "[ 3/37] test_select passed", and the ends that leave results.
 ENDED = re.compile(r"\[ *\d+/\d+(?:/\d+)?\] (\S+) (.*)")
+# unittest's heading, "FAIL: test_x (test.test_ssl.Class.test_x) (name='y')".
+FAILED = re.compile(r"^(?:FAIL|ERROR): \S+ \((test\.[\w.]+)\)", re.MULTILINE)
 ORDERLY = ("passed", "failed", "skipped", "run no tests", "ran no tests")
 
 
@@ -113,13 +115,19 @@ def interpreter() -> str:
     raise FileNotFoundError("no Python here has its test modules: install libpython3.11-testsuite")
 
 
-def read(document: str) -> dict[str, str]:
-    """Return the outcome (passed, failed, skipped) of each test in regrtest's JUnit file."""
-    outcomes = {}
+def read(document: str, output: str = "") -> dict[str, str]:
+    """Return the outcome (passed, failed, skipped) of each test.
+
+    Args:
+        document: regrtest's JUnit file.
+        output: What regrtest printed: of a test that failed in a subtest the file has no name.
+    """
+    outcomes = dict.fromkeys(FAILED.findall(output), "failed")
     for case in ET.fromstring(document).iter("testcase"):
-        tags = {child.tag for child in case}
-        outcome = "failed" if tags & {"failure", "error"} else "passed"
-        outcomes[case.attrib["name"]] = "skipped" if "skipped" in tags else outcome
+        if "name" in case.attrib:
+            tags = {child.tag for child in case}
+            outcome = "failed" if tags & {"failure", "error"} else "passed"
+            outcomes[case.attrib["name"]] = "skipped" if "skipped" in tags else outcome
     return outcomes
 
 
@@ -180,7 +188,15 @@ def _start(side: Side, modules: Iterable[str], only: Sequence[str] = ()) -> _Run
     # A module that did not finish is rerun whole, and the others with it.
     exact = not any(name.endswith(WHOLE) for name in only)
     selection = [word for name in only for word in ("-m", name)] if exact else []
-    command = [*side.prefix, interpreter(), "-m", "test", "-j2", f"--timeout={MODULE_SECONDS}"]
+    command = [
+        *side.prefix,
+        interpreter(),
+        "-m",
+        "test",
+        "-W",
+        "-j2",
+        f"--timeout={MODULE_SECONDS}",
+    ]
     # test_socketserver asks for the resource "network", though it stays on the loopback.
     command += ["-u", "network", "--tempdir", folder.name]
     command += ["--junit-xml", f"{folder.name}/results.xml", *selection]
@@ -210,7 +226,7 @@ def _finish(run: _Run) -> dict[str, str]:
     with run.folder:
         output = run.process.communicate()[0]
         path = Path(run.folder.name, "results.xml")
-        outcomes = read(path.read_text()) if path.exists() else {}
+        outcomes = read(path.read_text(), output) if path.exists() else {}
     ends = dict(ENDED.findall(output))
     lost = {name for name, end in ends.items() if not end.startswith(ORDERLY)}
     if not ends:

@@ -13,14 +13,14 @@
 #define SLOT_MASK (FS_MAX_SLOTS - 1)
 #define CPU_MASK (FS_MAX_CPUS - 1)
 #define WORKER_MASK (FS_MAX_WORKERS - 1)
-#define WINDOW_SHIFT 24 /* a window of load is 2^24 ns, about 17 ms */
+#define WINDOW_SHIFT 26 /* a window of load is 2^26 ns, about 67 ms */
 /* A slot's load: late (1 bit), queue (16 bits), connections in the window (32), slot (8). */
 #define LATE (1ULL << 62)
 #define QUEUE_AT 40
 #define WINDOW_AT 8
 #define UNCLAIMED (1ULL << 63)
 #define NO_SLOT (~0U)
-#define BURST 64 /* connections a window that any slot may have */
+#define BURST 16 /* connections a window that any slot may have */
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
 char LICENSE[] SEC("license") = "GPL";

@@ -18,8 +18,8 @@
 #include "demo.h"
 
 #define MAX_WORKERS 4096
-#define STOP_MS     1500              /* a worker drains for at most 500 ms, unless it stalls */
-#define GRACE_NS    (100 * NS_PER_MS) /* between looks at workers that are to end */
+#define STOP_MS 1500 /* a worker drains for at most 500 ms, unless it stalls */
+#define GRACE_NS (100 * NS_PER_MS) /* between looks at workers that are to end */
 
 static const char usage[] =
 	"Usage: fastsocket-demo [OPTION]...\n"

@@ -36,7 +36,7 @@ struct counters {
 	uint64_t local; /* SO_INCOMING_CPU was the accepting CPU */
 	uint64_t live;
 	uint64_t requests;
-	uint64_t active;       /* connections to backends that answered */
+	uint64_t active; /* connections to backends that answered */
 	uint64_t active_local; /* ... on the CPU that opened them */
 	uint64_t backend_errors;
 	pid_t pid;
@@ -58,12 +58,12 @@ struct relay;
 /* What is known of a descriptor; the table is indexed by it, untouched pages cost nothing. */
 struct conn {
 	struct relay *relay; /* proxy mode */
-	char *partial;       /* the start of a request that came in pieces */
+	char *partial; /* the start of a request that came in pieces */
 	uint32_t partial_len;
 	uint32_t owed; /* answers not yet sent */
 	uint16_t sent; /* bytes of the first owed answer that have left */
-	bool last;     /* close after the owed answers */
-	bool blocked;  /* waits for room in the send buffer */
+	bool last; /* close after the owed answers */
+	bool blocked; /* waits for room in the send buffer */
 };
 
 struct worker {

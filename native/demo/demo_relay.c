@@ -15,7 +15,7 @@
 
 #include "demo.h"
 
-#define CHUNK       16384
+#define CHUNK 16384
 #define BAD_GATEWAY "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 enum side {
@@ -28,15 +28,15 @@ struct stream {
 	char data[CHUNK];
 	size_t start, stop;
 	bool drained; /* the last read took all there was: epoll tells when there is more */
-	bool hup;     /* the side has sent its end: read on until it is seen */
+	bool hup; /* the side has sent its end: read on until it is seen */
 	bool eof;
 };
 
 struct relay {
 	int fd[2];
 	struct stream from[2];
-	unsigned int cpu;    /* that opened the connection to the backend */
-	bool answered;       /* the backend has sent something */
+	unsigned int cpu; /* that opened the connection to the backend */
+	bool answered; /* the backend has sent something */
 	bool client_blocked; /* has been: its descriptor is watched for room too */
 };
 
@@ -202,8 +202,8 @@ static void move(struct worker *worker, struct relay *relay, enum side ready, ui
 	enum progress progress = WAITS;
 
 	if (events & EPOLLOUT)
-		progress = relay->from[!ready].drained ? flush(relay, !ready)
-						       : pump(worker, relay, !ready);
+		progress = relay->from[!ready].drained ? flush(relay, !ready) :
+							 pump(worker, relay, !ready);
 	if (progress <= WAITS && events & ~EPOLLOUT) {
 		relay->from[ready].hup |= (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
 		progress = pump(worker, relay, ready);

@@ -10,12 +10,12 @@
 #include "demo.h"
 
 #define REQUEST_MAX 8192
-#define BODY        "fastsocket-demo: one connection received and served on one core\n"
+#define BODY "fastsocket-demo: one connection received and served on one core\n"
 #define HEAD                                                                         \
 	"HTTP/1.1 200 OK\r\nServer: fastsocket-demo\r\nContent-Type: text/plain\r\n" \
 	"Content-Length: 64\r\n"
 #define ANSWER_CLOSE HEAD "Connection: close\r\n\r\n" BODY
-#define ANSWER_KEEP  HEAD "Connection: keep-alive\r\n\r\n" BODY
+#define ANSWER_KEEP HEAD "Connection: keep-alive\r\n\r\n" BODY
 
 _Static_assert(sizeof(BODY) - 1 == 64, "the body has 64 bytes");
 

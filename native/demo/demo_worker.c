@@ -15,7 +15,7 @@
 
 #include "demo.h"
 
-#define EVENTS   512 /* as nginx's default of epoll_events */
+#define EVENTS 512 /* as nginx's default of epoll_events */
 #define PAUSE_MS 100 /* until accepting is tried again after descriptors ran out */
 #define DRAIN_MS 500 /* for connections in progress when the worker has to end */
 #define LOG_LINE 512

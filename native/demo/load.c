@@ -18,16 +18,16 @@
 
 #include "load.h"
 
-#define MAX_PROCESSES            4096
-#define MAX_SOURCES              65536
-#define MAX_CONNECTIONS          10000000
-#define MAX_SECONDS              86400.0
-#define SPARE_FILES              64   /* a process needs a few besides its connections */
-#define DEFAULT_CONNECTIONS      64   /* closed loop */
+#define MAX_PROCESSES 4096
+#define MAX_SOURCES 65536
+#define MAX_CONNECTIONS 10000000
+#define MAX_SECONDS 86400.0
+#define SPARE_FILES 64 /* a process needs a few besides its connections */
+#define DEFAULT_CONNECTIONS 64 /* closed loop */
 #define DEFAULT_OPEN_CONNECTIONS 4096 /* open loop: room for what a stall piles up */
-#define DEFAULT_SECONDS          10.0
-#define START_NS                 (20 * NS_PER_MS) /* from fork to the first connection */
-#define TICK_NS                  (20 * NS_PER_MS)
+#define DEFAULT_SECONDS 10.0
+#define START_NS (20 * NS_PER_MS) /* from fork to the first connection */
+#define TICK_NS (20 * NS_PER_MS)
 
 static const char usage[] =
 	"Usage: fastsocket-load [OPTION]... IP:PORT...\n"

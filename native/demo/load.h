@@ -13,8 +13,8 @@
  * A log-linear histogram of nanoseconds: 128 buckets for every power of two, so that a bucket's
  * upper end is at most 1/128 (0.8 %) above any value in it.
  */
-#define HISTOGRAM_BITS    7
-#define HISTOGRAM_TOP     42 /* 2^42 ns are 73 minutes; what is longer counts there */
+#define HISTOGRAM_BITS 7
+#define HISTOGRAM_TOP 42 /* 2^42 ns are 73 minutes; what is longer counts there */
 #define HISTOGRAM_BUCKETS ((HISTOGRAM_TOP - HISTOGRAM_BITS + 1) << HISTOGRAM_BITS)
 
 struct histogram {
@@ -39,11 +39,11 @@ enum cause {
 	CAUSE_REFUSED,
 	CAUSE_TIMEOUT,
 	/* "other", by cause: */
-	CAUSE_STATUS,    /* an answer that is not 2xx or 3xx */
-	CAUSE_CLOSED,    /* closed without a byte of the answer */
+	CAUSE_STATUS, /* an answer that is not 2xx or 3xx */
+	CAUSE_CLOSED, /* closed without a byte of the answer */
 	CAUSE_TRUNCATED, /* closed within the answer */
-	CAUSE_PROTOCOL,  /* not HTTP, or more than was announced */
-	CAUSE_SYSTEM,    /* a system call failed: no port, no descriptor, no route */
+	CAUSE_PROTOCOL, /* not HTTP, or more than was announced */
+	CAUSE_SYSTEM, /* a system call failed: no port, no descriptor, no route */
 	CAUSES
 };
 
@@ -63,13 +63,13 @@ struct plan {
 	struct address_list sources[FAMILIES];
 	unsigned int processes;
 	unsigned int connections; /* at once, in all processes */
-	uint64_t total;           /* 0: no limit */
-	uint64_t length_ns;       /* UINT64_MAX: no limit */
+	uint64_t total; /* 0: no limit */
+	uint64_t length_ns; /* UINT64_MAX: no limit */
 	uint64_t warmup_ns;
 	uint64_t timeout_ns;
-	double rate;           /* connections a second; 0: closed loop */
+	double rate; /* connections a second; 0: closed loop */
 	unsigned int requests; /* on each connection */
-	unsigned int hold;     /* connections to keep open; 0: short connections */
+	unsigned int hold; /* connections to keep open; 0: short connections */
 	const char *path;
 	bool lean;
 	bool json;
@@ -88,16 +88,16 @@ struct tally {
 	uint64_t lost_before_request; /* reset or closed without a byte of an answer */
 	uint64_t lost_after_request;
 	uint64_t client_closed; /* the server left it to us to close first */
-	uint64_t late_starts;   /* open loop: more than LATE_NS after the intended start */
+	uint64_t late_starts; /* open loop: more than LATE_NS after the intended start */
 	uint64_t max_late_ns;
-	uint64_t held;            /* --hold: open now */
-	uint64_t dropped;         /* --hold: ended by the server while held */
-	uint64_t in_window;       /* completed between warm-up and end, whenever started */
-	uint64_t all_completed;   /* with those of the warm-up */
-	uint64_t all_failed;      /* with those of the warm-up */
-	uint64_t last_ns;         /* when the latest connection completed or failed */
-	int system_errno;         /* of the latest CAUSE_SYSTEM */
-	bool settled;             /* --hold: every connection is open or has failed */
+	uint64_t held; /* --hold: open now */
+	uint64_t dropped; /* --hold: ended by the server while held */
+	uint64_t in_window; /* completed between warm-up and end, whenever started */
+	uint64_t all_completed; /* with those of the warm-up */
+	uint64_t all_failed; /* with those of the warm-up */
+	uint64_t last_ns; /* when the latest connection completed or failed */
+	int system_errno; /* of the latest CAUSE_SYSTEM */
+	bool settled; /* --hold: every connection is open or has failed */
 	struct histogram latency; /* of requests; a connection's first counts from its start */
 } __attribute__((aligned(CACHE_LINES)));
 
@@ -120,9 +120,9 @@ struct reply {
 	uint64_t left; /* bytes of the body to come, where the length is known */
 	uint32_t partial_len;
 	bool started; /* a byte has come */
-	bool head;    /* the head is complete */
-	bool length;  /* the head had a Content-Length */
-	bool close;   /* the server is going to close */
+	bool head; /* the head is complete */
+	bool length; /* the head had a Content-Length */
+	bool close; /* the server is going to close */
 };
 
 enum verdict {
@@ -148,7 +148,7 @@ char *make_request(const struct plan *plan, const struct address *target, bool k
 
 struct outcome {
 	struct tally sum; /* of all processes */
-	double seconds;   /* measured */
+	double seconds; /* measured */
 	uint64_t hold_target;
 	unsigned int processes;
 	bool interrupted;

@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_CPUS  8192        /* CONFIG_NR_CPUS of the largest distribution kernels */
+#define MAX_CPUS 8192 /* CONFIG_NR_CPUS of the largest distribution kernels */
 #define MAX_FILES (1U << 20U) /* the default of fs.nr_open */
 
 void fail(int code, const char *format, ...)

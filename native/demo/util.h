@@ -9,19 +9,19 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-#define EXIT_FAILED  1
-#define EXIT_USAGE   2
+#define EXIT_FAILED 1
+#define EXIT_USAGE 2
 
-#define NS_PER_SEC   1000000000ULL
-#define NS_PER_MS    1000000ULL
-#define NS_PER_US    1000ULL
+#define NS_PER_SEC 1000000000ULL
+#define NS_PER_MS 1000000ULL
+#define NS_PER_US 1000ULL
 
-#define CACHE_LINES  128 /* two lines: the adjacent-line prefetcher pairs them */
+#define CACHE_LINES 128 /* two lines: the adjacent-line prefetcher pairs them */
 
 #define ADDRESS_TEXT 80 /* "[", an IPv6 address with its scope, "]:", a port */
 
-#define likely(x)    __builtin_expect(!!(x), 1)
-#define unlikely(x)  __builtin_expect(!!(x), 0)
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
 
 struct address {
 	socklen_t len;

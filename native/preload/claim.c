@@ -339,7 +339,8 @@ int fs_claim(struct listener *l, int epfd)
 	if (first && !is_taken(l, pl)) {
 		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);
 		if (slot >= 0 && l->origin >= 0)
-			NEXT(dup3)(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
+			NEXT(dup3)
+		(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
 	} else if (pl->tier != FS_TIER_NONE && (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
@@ -435,9 +436,8 @@ __attribute__((visibility("default"))) void fsocket_sweep(struct fs_page *page, 
 }
 
 /* Move the queue of a slot that is still an orphan; `fd` is its socket. */
-__attribute__((visibility("default"))) void fsocket_hand_over(struct fs_page *page,
-							      unsigned listener, unsigned slot,
-							      int fd)
+__attribute__((visibility("default"))) void
+fsocket_hand_over(struct fs_page *page, unsigned listener, unsigned slot, int fd)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	sigset_t saved;

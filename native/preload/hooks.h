@@ -12,6 +12,7 @@
 	HOOK(int, close, (int fd), (fd)) \
 	HOOK(int, shutdown, (int fd, int how), (fd, how)) \
 	HOOK(int, setsockopt, (int fd, int level, int name, const void *value, socklen_t len), (fd, level, name, value, len)) \
+	HOOK(int, getsockopt, (int fd, int level, int name, void *value, socklen_t *len), (fd, level, name, value, len)) \
 	HOOK(int, dup2, (int from, int to), (from, to)) \
 	HOOK(int, dup3, (int from, int to, int flags), (from, to, flags)) \
 	HOOK(int, epoll_ctl, (int epfd, int op, int fd, struct epoll_event *event), (epfd, op, fd, event)) \

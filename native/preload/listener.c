@@ -67,7 +67,7 @@ void fs_listener_add(int fd, int backlog)
 	if (fd_entry(fd) == fd_entry(-1) || fd_entry(fd)->kind == FD_ALONE ||
 	    !fs_can_have_siblings(fd))
 		goto out;
-	getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &reuseport, &length);
+	NEXT(getsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &reuseport, &length);
 	if (!reuseport && NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) < 0)
 		goto out;
 	l = new_entry();
@@ -124,7 +124,8 @@ void fs_adopt_inherited(void)
 	while ((entry = readdir(list))) {
 		fd = atoi(entry->d_name);
 		length = sizeof(listening);
-		if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening)
+		if (NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 &&
+		    listening)
 			fs_listener_add(fd, SOMAXCONN);
 	}
 	closedir(list);

@@ -47,12 +47,13 @@ static int attach_classic(struct fs_listener *pl, int fd)
 
 		if (order < 0)
 			continue;
-		code[program.len++] = (struct sock_filter)BPF_JUMP(
-			BPF_JMP | BPF_JEQ | BPF_K, fs_page->cpu_order[i], 0, 1);
+		code[program.len++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
+								   fs_page->cpu_order[i], 0, 1);
 		code[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, order);
 	}
 	code[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, order_of_any(pl));
-	return NEXT(setsockopt)(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof(program));
+	return NEXT(setsockopt)(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program,
+				sizeof(program));
 }
 
 /* Let the kernel choose the slot's socket; the listener's lock is held. */

@@ -92,6 +92,28 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 	return result;
 }
 
+/* SO_REUSEPORT reads as the application left it: what we set for its siblings is not its own. */
+static COLD void hide_reuseport(int fd, int *value)
+{
+	const struct fd_entry *entry = fd_entry(fd);
+
+	if (entry->kind == FD_LISTENER && !fs_listeners[entry->listener].own_reuseport)
+		*value = 0;
+	if (entry->kind == FD_CONNECTION && entry->era == fs_era && fs_page &&
+	    fs_page->listener[entry->listener].late_cookie)
+		*value = 0;
+}
+
+EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
+{
+	int result = NEXT(getsockopt)(fd, level, name, value, len);
+
+	if (unlikely(level == SOL_SOCKET && name == SO_REUSEPORT && result == 0 &&
+		     *len == sizeof(int)))
+		hide_reuseport(fd, value);
+	return result;
+}
+
 /* accept */
 
 /* What accept() works on for this thread. */

@@ -64,7 +64,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             spill; `spread` the least loaded; `hash` as the kernel does.
         stall_us: A worker busy for longer counts as stalled, in microseconds.
         slack: By how many percent a slot may exceed the mean of its listener, in new connections
-            within 17 ms, before connections go elsewhere.
+            within 67 ms, before connections go elsewhere.
         lean: `auto` learns per listener which segments a connection can do without; `off`.
         slots: Listening sockets that are bound ahead, before a fork or a change of user; 0 is
             two for each CPU that may be used, for a reload doubles the workers, and 16 at least.

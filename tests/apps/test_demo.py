@@ -136,7 +136,7 @@ def test_keep_alive(log: Path) -> None:
     with demo(log, "-w", "1", "-k") as server:
         result = load("-n", "50", "-c", "5", "-k", "10", f"127.0.0.1:{server.port}")
         assert (result["completed"], result["requests"]) == (50, 500)
-        assert result["client_closed"] == 0
+        assert result["client_closed"] <= 5  # none, unless the server is paused for 100 ms
         stats = server.stats()
         assert (stats["accepted"], stats["requests"]) == (50, 500)
 
@@ -333,11 +333,11 @@ def test_stall(log: Path, burn: bool) -> None:
         result = load("-t", "1.5", "-r", "200", f"127.0.0.1:{server.port}")
         # Half of the connections meet a worker that is away for a third of the time.
         waited = sum(count for upper, count in result["histogram"] if upper >= 30_000)
-        assert 15 <= waited <= 150
+        assert 15 <= waited < 300
         assert result["latency_us"]["max"] >= 80_000
         assert result["completed"] == 300
-        assert (cpu_s(stalled) >= 0.2) == burn
-        assert cpu_s(calm) < 0.2
+        assert (cpu_s(stalled) >= 0.08) == burn
+        assert cpu_s(calm) < 0.08
 
 
 def test_stats_file_counts_local_connections(log: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ GOOD = {
     "stall_us": (100, 10_000_000),
     "slack": (0, 1000),
     "lean": ("auto", "off"),
-    "slots": (0, 1024),
+    "slots": (0, 256),
 }
 WRONG = {
     "enable_listen_spawn": (3, -1, True, "2", 1.0),
@@ -34,7 +34,7 @@ WRONG = {
     "stall_us": (99, 10_000_001, "100", 100.5),
     "slack": (-1, 1001),
     "lean": ("on", True),
-    "slots": (-1, 1025, [1]),
+    "slots": (-1, 257, [1]),
 }
 
 
@@ -57,7 +57,10 @@ def test_not_allowed(key: str, value: object) -> None:
     assert info.value.exit_code == 2
 
 
-@given(st.dictionaries(st.sampled_from(sorted(ALLOWED)), st.one_of(st.integers(), st.text())))
+WORDS = st.sampled_from(["local", "spread", "hash", "auto", "off", "", "1"])
+
+
+@given(st.dictionaries(st.sampled_from(sorted(ALLOWED)), st.integers() | WORDS))
 def test_whatever_is_accepted_survives_json(values: dict[str, object]) -> None:
     try:
         found = checked(values, "test")
@@ -96,7 +99,7 @@ def test_system_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"enable_listen_spawn = ", r"is not TOML; .*line 1"),
+        (b"enable_listen_spawn = ", "is not TOML; Invalid value"),
         (b"\xff\xfe", "is not TOML"),
         (b"enable_listen_spawm = 1", "unknown parameter 'enable_listen_spawm'; known are enable_"),
         (b"[server]\nslots = 1", "unknown parameter 'server'"),
@@ -128,7 +131,6 @@ def test_profile(name: str) -> None:
     assert all(advice.setting and advice.why for advice in profile.advice)
     for program in profile.programs:
         assert profile_for(program) == profile
-    # What a profile decides must be more than the default repeated without a reason.
     checked(profile.parameters, name)
 
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from fastsocket.app.protocol import Op, Request, pack_reply
 from fastsocket.bpf.libbpf import BpfError
+from fastsocket.host.journal import append
 from fastsocket.listen import layout
 from fastsocket.listen.layout import SlotState, Tier
 from fastsocket.listen.page import StatusPage, snapshot
@@ -64,6 +65,9 @@ class Keeper:
     def run(self) -> None:
         """Serve until the application's last process is gone."""
         self._probe()
+        append(f"{self.command[0]} ({self.pid}): tier {self.tier.name.lower()}")
+        for feature, reason in self.reasons.items():
+            append(f"{self.command[0]} ({self.pid}): {feature} is missing: {reason}")
         self._watch(self.pid)
         self._events.register(self.server, selectors.EVENT_READ)
         while self._watched or self._adopt():
@@ -142,6 +146,7 @@ class Keeper:
         )
         request = Request.unpack(data)
         if request is None or not self._belongs(pid, uid):
+            append(f"keeper of {self.pid}: refused process {pid} of user {uid}")
             self._reply(peer, pack_reply(errno.EPERM))
             return
         match request.op:

@@ -6,12 +6,15 @@ from textwrap import shorten
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fastsocket.app.client import applications, owner_of
 from fastsocket.errors import ConflictError
+from fastsocket.host.feature import Feature
+from fastsocket.host.kernel import verify
 
 __all__ = ["command"]
 
@@ -27,8 +30,9 @@ TIERS = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.argument("pid", type=int, required=False)
 def command(as_json: bool, pid: int | None) -> None:
-    """Show the accelerated applications, or the one that PID belongs to."""
+    """Show the accelerated applications and the kernel's features, or the one of PID."""
     found = applications()
+    features: list[Feature] = []
     if pid is not None:
         owner = owner_of(pid, found)
         if owner is None:
@@ -37,14 +41,19 @@ def command(as_json: bool, pid: int | None) -> None:
                 todo="start it with 'fastsocket run -- CMD'",
             )
         found = [owner]
+    else:
+        features = verify()
     if as_json:
-        click.echo(json.dumps({"applications": found}))
+        document = {"applications": found, "features": msgspec.to_builtins(features)}
+        click.echo(json.dumps(document))
         return
     console = Console(highlight=False)
     if not found:
         console.print("No application runs accelerated. Start one: fastsocket run -- nginx")
     for status in found:
         _show(console, status)
+    if features:
+        _show_features(console, features)
 
 
 def _show(console: Console, status: dict[str, Any]) -> None:
@@ -55,6 +64,16 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         console.print(f"  {feature} is missing: {reason}")
     for listener in status["listeners"]:
         _show_listener(console, listener)
+
+
+def _show_features(console: Console, features: list[Feature]) -> None:
+    console.print("Kernel features, each verified by doing:")
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    for feature in features:
+        colour = {"active": "green", "missing": "yellow"}.get(feature.state, "dim")
+        why = f"{feature.why}; {feature.todo}" if feature.todo else feature.why
+        table.add_row(f"  {feature.name}", Text(feature.state, colour), Text(why))
+    console.print(table)
 
 
 def _show_listener(console: Console, listener: dict[str, Any]) -> None:

@@ -70,8 +70,9 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
 
     A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``
     and ``slots``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
-    ``pinned``, ``state``, ``accepted``, ``assigned``, ``spilled``, ``live``, ``waiting``
-    (assigned and not yet accepted) and ``busy`` (whether its worker is away from its wait).
+    ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``,
+    ``assigned``, ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy``
+    (whether its worker is away from its wait).
     """
     listeners = []
     for index in range(layout.MAX_LISTENERS):
@@ -115,6 +116,7 @@ def _slot(page: Page, number: int, slot: layout.Slot) -> dict[str, Any]:
         "slot": number,
         "pid": worker.pid,
         "tid": worker.tid,
+        "cookie": slot.cookie,
         "cpu": None if slot.cpu == NO_CPU else slot.cpu,
         "pinned": bool(worker.pinned),
         "state": _name(SlotState, slot.state),

@@ -18,6 +18,9 @@ from fastsocket.steer.lower import lower
 
 __all__ = ["CompiledRule", "compile_rule"]
 
+_MANY_BRANCHES = 32
+"""From so many branches on, a rule is compiled carefully at once; others if the verifier gives up."""
+
 _KEPT = frozenset({"steer", "LICENSE", "cpus", "exits", "steer_settings", "steer_state"})
 
 
@@ -29,15 +32,22 @@ class CompiledRule:
         rule: Where it comes from.
         function: Its typed form.
         object: The bytes of the ELF object.
+        careful: Whether it was compiled for the verifier's comfort.
     """
 
     rule: Rule
     function: ir.Function
     object: bytes
+    careful: bool = False
 
 
-def compile_rule(rule: Rule, cpus: int) -> CompiledRule:
+def compile_rule(rule: Rule, cpus: int, careful: bool = False) -> CompiledRule:
     """Compile `rule` for a set of `cpus` CPUs.
+
+    Args:
+        rule: The rule.
+        cpus: CPUs in the set.
+        careful: Compile for the verifier's comfort even where the rule is short; see ``emit``.
 
     Raises:
         RuleError: The rule is refused.
@@ -45,13 +55,15 @@ def compile_rule(rule: Rule, cpus: int) -> CompiledRule:
         FastsocketError: The dispatcher was not built, or LLVM cannot compile the rule.
     """
     function = lower(rule, cpus)
+    _, branches = ir.cost(function.body)
+    careful = careful or branches >= _MANY_BRANCHES
     llvm = _llvm()
     from fastsocket.steer.emit import emit
 
     bitcode = native_file("steer.bc")
     try:
         module = llvm.parse_bitcode(_read(bitcode))
-        text = emit(function)
+        text = emit(function, careful)
         module.link_in(llvm.parse_assembly(text))
         used = {table.map_name for table in rule.tables.values()}
         if "steer_scratch" in text:
@@ -61,7 +73,7 @@ def compile_rule(rule: Rule, cpus: int) -> CompiledRule:
         options = llvm.create_pipeline_tuning_options(speed_level=2)
         builder = llvm.create_pass_builder(machine, options)
         builder.getModulePassManager().run(module, builder)
-        return CompiledRule(rule, function, machine.emit_object(module))
+        return CompiledRule(rule, function, machine.emit_object(module), careful)
     except RuntimeError as error:
         raise FastsocketError(
             f"LLVM cannot compile {rule.path}", str(error),

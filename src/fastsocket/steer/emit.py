@@ -13,29 +13,28 @@ __all__ = ["emit"]
 _I64, _I1, _PTR, _VOID = llvm.IntType(64), llvm.IntType(1), llvm.PointerType(), llvm.VoidType()
 _PLAIN = {"+": "add", "-": "sub", "*": "mul", "&": "and_", "|": "or_", "^": "xor", "<<": "shl"}
 
-_OPAQUE_FROM = 10
-"""Branches from which the verifier is kept from following each known number by itself."""
 
+def emit(function: ir.Function, careful: bool) -> str:
+    """Return the LLVM module, as text, that defines ``rule`` for the dispatcher.
 
-def emit(function: ir.Function) -> str:
-    """Return the LLVM module, as text, that defines ``rule`` for the dispatcher."""
-    return str(_Emitter(function).module)
+    `careful` hides known numbers from the verifier, which else follows each by itself and gives up
+    on rules with many branches; it costs some nanoseconds for each packet.
+    """
+    return str(_Emitter(function, careful).module)
 
 
 class _Emitter:
     """Emits one function; `builder` stands where the next instruction goes."""
 
-    def __init__(self, function: ir.Function) -> None:
+    def __init__(self, function: ir.Function, careful: bool) -> None:
         self.module = llvm.Module("rule")
         self.module.triple = "bpfel"
-        _, branches = ir.cost(function.body)
-        self.opaque = branches >= _OPAQUE_FROM
         self.functions: dict[str, llvm.Function] = {}
         self.loops: list[tuple[llvm.Block, llvm.Block]] = []
         self.rule = llvm.Function(self.module, llvm.FunctionType(_I64, [_PTR]), "rule")
         self.rule.attributes.add("alwaysinline")
         self.builder = llvm.IRBuilder(self.rule.append_basic_block())
-        self.scratch = self._scratch() if self.opaque else None
+        self.scratch = self._scratch() if careful else None
         self.names = {name: self._slot() for name in function.names}
         self.block(function.body)
         if not self.builder.block.is_terminated:
@@ -238,7 +237,7 @@ class _Emitter:
         return builder.select(exact, zero, builder.select(negative, builder.neg(size), size))
 
     def _hidden(self, value: llvm.Value) -> llvm.Value:
-        """The value, hidden from the verifier in rules with many branches (see steer_opaque)."""
+        """The value, hidden from the verifier in careful mode (see steer_opaque)."""
         if self.scratch is None:
             return value
         return self._call("steer_opaque", self.scratch, value)

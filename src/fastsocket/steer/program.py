@@ -10,7 +10,7 @@ from typing import Self
 from fastsocket.bpf.libbpf import BpfError, BpfObject, Map, Program, possible_cpus
 from fastsocket.errors import FastsocketError, UsageError
 from fastsocket.steer.check import Rule
-from fastsocket.steer.compile import CompiledRule
+from fastsocket.steer.compile import CompiledRule, compile_rule
 from fastsocket.steer.kernel import BPF_MAP_TYPE_LRU_HASH, allow_frags, set_map_type
 from fastsocket.steer.language import VALUE, Table, TableKind
 from fastsocket.steer.layout import MAX_CPUS, Exit, Settings, State
@@ -79,14 +79,8 @@ class SteerProgram:
         self._veth = veth
         self.rule: Rule = compiled.rule
         self.cpus = tuple(cpus)
-        try:
-            self.frags = True
-            self._object = self._load(compiled, tracing, reuse or {})
-        except BpfError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            self.frags = False
-            self._object = self._load(compiled, tracing, reuse or {})
+        self.frags = True
+        self._object = self._load_somehow(compiled, tracing, reuse or {})
         self._state = self._object.map(".bss.steer").mmap(4096, writable=False) if tracing else None
         if not tracing:
             self._open_cpus()
@@ -162,6 +156,21 @@ class SteerProgram:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _load_somehow(
+        self, compiled: CompiledRule, tracing: bool, reuse: Mapping[str, int]
+    ) -> _SteerObject:
+        """Load; where the verifier gives up, carefully, and where it must be, without frags."""
+        try:
+            return self._load(compiled, tracing, reuse)
+        except BpfError as error:
+            if error.errno in (errno.E2BIG, errno.ENOSPC) and not compiled.careful:
+                again = compile_rule(compiled.rule, compiled.function.cpus, careful=True)
+                return self._load_somehow(again, tracing, reuse)
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP) and self.frags:
+                self.frags = False
+                return self._load_somehow(compiled, tracing, reuse)
+            raise
 
     def _load(
         self, compiled: CompiledRule, tracing: bool, reuse: Mapping[str, int]

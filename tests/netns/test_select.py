@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The select program, fed with pages that these tests write: which socket gets a connection."""
+
+import ctypes
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from fastsocket.config import Parameters
+from fastsocket.listen import layout
+from fastsocket.listen.layout import NO_CPU, Policy, SlotState, Tier
+from fastsocket.listen.page import StatusPage
+from fastsocket.listen.select import Selector, migration_works
+
+pytestmark = pytest.mark.netns
+
+CPUS = sorted(os.sched_getaffinity(0))
+GENERATION = 7
+STALL_NS = Parameters().stall_us * 1000
+
+
+@contextmanager
+def on_cpu(cpu: int) -> Iterator[None]:
+    """Run on one CPU: on loopback the SYN is then handled there too."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Group:
+    """Listening sockets of one port, one slot each, and the page that tells of them."""
+
+    def __init__(self, count: int, tier: Tier = Tier.SELECT) -> None:
+        self.page = StatusPage(CPUS, Parameters())
+        assert self.page.map, self.page.missing
+        self.entry = self.page.view.listener[0]
+        self.entry.generation = GENERATION
+        self.selector = Selector(self.page.map, 0, GENERATION, tier)
+        self.sockets: list[socket.socket] = []
+        port = 0
+        for index in range(count):
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1024)
+            listener.setblocking(False)
+            port = listener.getsockname()[1]
+            self.sockets.append(listener)
+            self.selector.add(index, listener)
+            self.claim(index, CPUS[index % len(CPUS)])
+        self.address = ("127.0.0.1", port)
+
+    def claim(self, index: int, cpu: int = NO_CPU) -> None:
+        slot = self.entry.slot[index]
+        slot.state, slot.worker, slot.cpu = SlotState.CLAIMED, index, cpu
+        if cpu != NO_CPU:
+            slot.next = self.entry.cpu_slot[cpu]
+            self.entry.cpu_slot[cpu] = index + 1
+        self.entry.slots = max(self.entry.slots, index + 1)
+        self.entry.claimed += 1
+
+    def connect(self, cpu: int) -> int:
+        """Connect from a CPU and return the slot whose socket got the connection."""
+        with on_cpu(cpu), socket.create_connection(self.address, timeout=2):
+            for index, listener in enumerate(self.sockets):
+                try:
+                    listener.accept()[0].close()
+                except BlockingIOError:
+                    continue
+                self.entry.slot[index].accepted += 1
+                return index
+        raise AssertionError("no socket got the connection")
+
+    def connect_unaccepted(self, cpu: int, stack: ExitStack) -> None:
+        with on_cpu(cpu):
+            stack.enter_context(socket.create_connection(self.address, timeout=2))
+
+    def assigned(self) -> list[int]:
+        return [self.entry.slot[index].assigned for index in range(len(self.sockets))]
+
+    def close(self) -> None:
+        for listener in self.sockets:
+            listener.close()
+        self.selector.close()
+
+
+@pytest.fixture
+def group() -> Iterator[Callable[..., Group]]:
+    made: list[Group] = []
+
+    def make(count: int, tier: Tier = Tier.SELECT) -> Group:
+        made.append(Group(count, tier))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_the_cpu_of_the_syn_decides(group: Callable[..., Group]) -> None:
+    two = group(len(CPUS))
+    for cpu in CPUS * 5:
+        assert CPUS[two.connect(cpu)] == cpu
+    assert sum(two.entry.slot[i].spilled for i in range(len(CPUS))) == 0
+
+
+def test_a_busy_worker_gets_nothing_beyond_the_threshold(group: Callable[..., Group]) -> None:
+    two = group(2)
+    two.page.view.worker[0].busy_since = time.monotonic_ns() - 2 * STALL_NS
+    assert {two.connect(CPUS[0]) for _ in range(5)} == {1}
+    assert two.entry.slot[1].spilled == 5
+    two.page.view.worker[0].busy_since = 0
+    assert two.connect(CPUS[0]) == 0
+
+
+def test_a_worker_that_accepts_nothing_asks_for_help(group: Callable[..., Group]) -> None:
+    two = group(2)
+    with ExitStack() as stack:
+        two.connect_unaccepted(CPUS[0], stack)
+        time.sleep(2 * STALL_NS / 1e9)
+        two.connect_unaccepted(CPUS[0], stack)
+        assert two.assigned() == [1, 1]
+        assert (two.entry.help, two.entry.slot[0].help) == (1, 1)
+
+
+def test_when_all_are_late_locality_remains(group: Callable[..., Group]) -> None:
+    two = group(2)
+    for worker in range(2):
+        two.page.view.worker[worker].busy_since = time.monotonic_ns() - 2 * STALL_NS
+    assert {two.connect(CPUS[0]) for _ in range(5)} == {0}
+
+
+def test_one_source_cpu_is_spread(group: Callable[..., Group]) -> None:
+    """Where all connections come in on one CPU, its worker takes its share and no more."""
+    two = group(2)
+    two.page.view.stall_ns = 10**12  # nobody accepts here: that is not what spreads them
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket()) for _ in range(600)]
+        for client in clients:
+            client.setblocking(False)
+        with on_cpu(CPUS[0]):
+            for client in clients:  # some ten microseconds each: many within a window of 67 ms
+                client.connect_ex(two.address)
+        first, second = two.assigned()
+    assert first + second == len(clients)
+    assert second > len(clients) / 10
+
+
+def test_policies(group: Callable[..., Group]) -> None:
+    two = group(2)
+    two.page.view.policy = Policy.SPREAD
+    got = [two.connect(CPUS[0]) for _ in range(20)]
+    assert abs(got.count(0) - got.count(1)) <= 4  # a new window begins every 67 ms
+    two.page.view.policy = Policy.HASH
+    before = two.assigned()
+    for _ in range(5):
+        two.connect(CPUS[0])
+    assert two.assigned() == before  # the kernel chose
+
+
+def test_paused_orphaned_and_free_slots_get_nothing(group: Callable[..., Group]) -> None:
+    for state in (SlotState.PAUSED, SlotState.ORPHAN, SlotState.FREE):
+        two = group(2)
+        two.entry.slot[0].state = state
+        two.entry.claimed = 1
+        assert {two.connect(CPUS[0]) for _ in range(5)} == {1}
+
+
+def test_another_generation_is_left_to_the_kernel(group: Callable[..., Group]) -> None:
+    two = group(2)
+    two.entry.generation = GENERATION + 1
+    for _ in range(5):
+        two.connect(CPUS[0])
+    assert two.assigned() == [0, 0]
+
+
+def test_a_scribbled_page_loses_no_connection(group: Callable[..., Group]) -> None:
+    """Whatever a hostile worker writes, connections reach one of its application's sockets."""
+    two = group(2, Tier.MIGRATE)
+    chaos = random.Random(20141)
+    size = ctypes.sizeof(layout.Listener)
+    for _ in range(60):
+        memory = chaos.randbytes(size)
+        ctypes.memmove(ctypes.addressof(two.entry), memory, size)
+        two.entry.generation = GENERATION
+        for worker in range(layout.MAX_WORKERS):
+            two.page.view.worker[worker].busy_since = chaos.getrandbits(64)
+        two.connect(chaos.choice(CPUS))
+
+
+def test_migration_is_tried_by_doing() -> None:
+    page = StatusPage(CPUS, Parameters())
+    assert page.map
+    with Selector(page.map, layout.MAX_LISTENERS - 1, 0, Tier.MIGRATE) as selector:
+        assert migration_works(selector) == ""
+
+
+def test_a_closed_slots_queue_moves(group: Callable[..., Group]) -> None:
+    two = group(2, Tier.MIGRATE)
+    two.page.view.stall_ns = 10**12
+    with ExitStack() as stack:
+        for _ in range(8):
+            two.connect_unaccepted(CPUS[0], stack)
+        assert two.assigned() == [8, 0]
+        two.entry.slot[0].state = SlotState.ORPHAN
+        two.entry.claimed = 1
+        two.sockets[0].close()
+        two.sockets[1].setblocking(True)
+        two.sockets[1].settimeout(2)
+        for _ in range(8):
+            two.sockets[1].accept()[0].close()
