@@ -163,6 +163,7 @@ def test_detach_leaves_nothing(veth: str) -> None:
     device.detach(veth)
     assert kernel.attached_program(device.device_index(veth)) == (0, "")
     assert pins.all_places() == []
+    assert not pins.ROOT.exists()
     assert arrive(3)
     with pytest.raises(ConflictError, match="has no rule"):
         device.detach(veth)

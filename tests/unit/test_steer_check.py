@@ -2,6 +2,8 @@
 """Rules: what is refused, where, and with which remedy; what is accepted."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -238,3 +240,8 @@ def test_documentation_names_every_field_and_limit() -> None:
     for number in (LIMITS.steps, LIMITS.names, LIMITS.source_bytes):
         assert f"{number:,}" in page
     assert find_rule("hash").name == "hash"
+
+
+def test_llvmlite_is_needed_only_to_compile() -> None:
+    code = "import sys, fastsocket.cli.steer; sys.exit('llvmlite' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

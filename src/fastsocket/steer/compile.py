@@ -19,7 +19,7 @@ from fastsocket.steer.lower import lower
 __all__ = ["CompiledRule", "compile_rule"]
 
 _MANY_BRANCHES = 32
-"""From so many branches on, a rule is compiled carefully at once; others if the verifier gives up."""
+"""From so many branches on, compile carefully at once; else only if the verifier gives up."""
 
 _KEPT = frozenset({"steer", "LICENSE", "cpus", "exits", "steer_settings", "steer_state"})
 

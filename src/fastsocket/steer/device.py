@@ -160,7 +160,14 @@ def detach(device: str) -> Note:
             check_free(device)
             raise ConflictError(f"{device} has no rule", "", "see 'fastsocket steer status'")
         note = Note.read(place)
-        shutil.rmtree(place)
+        if (place / "link").exists():
+            link = kernel.open_pin(place / "link")
+            try:
+                if kernel.link_program(link)[1]:  # else its device is gone
+                    kernel.detach_link(link)
+            finally:
+                os.close(link)
+        pins.remove(place)
         return note
 
 

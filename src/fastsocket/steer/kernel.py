@@ -17,6 +17,7 @@ __all__ = [
     "XDP_GENERIC",
     "allow_frags",
     "attached_program",
+    "detach_link",
     "link_program",
     "open_pin",
     "pin",
@@ -100,6 +101,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_flags": (c_int, (c_void_p, c_uint32)),
     "bpf_obj_pin": (c_int, (c_int, c_char_p)),
     "bpf_obj_get": (c_int, (c_char_p,)),
+    "bpf_link_detach": (c_int, (c_int,)),
     "bpf_link_update": (c_int, (c_int, c_int, c_void_p)),
     "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
     "bpf_prog_get_fd_by_id": (c_int, (c_uint32,)),
@@ -156,6 +158,15 @@ def update_link(link_fd: int, program_fd: int) -> None:
         BpfError: Refused by the kernel.
     """
     _check(_lib().bpf_link_update(link_fd, program_fd, None), "the rule cannot be exchanged")
+
+
+def detach_link(link_fd: int) -> None:
+    """End an attachment now: the last close of a link ends it only some time later.
+
+    Raises:
+        BpfError: Refused by the kernel.
+    """
+    _check(_lib().bpf_link_detach(link_fd), "the rule cannot be detached")
 
 
 def link_program(link_fd: int) -> tuple[int, int]:

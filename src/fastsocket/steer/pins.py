@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,17 @@ from fastsocket.steer import kernel
 from fastsocket.steer.language import Table, TableKind
 from fastsocket.steer.program import SteerProgram
 
-__all__ = ["ROOT", "Note", "all_places", "build", "locked", "open_map", "place_of", "swap"]
+__all__ = [
+    "ROOT",
+    "Note",
+    "all_places",
+    "build",
+    "locked",
+    "open_map",
+    "place_of",
+    "remove",
+    "swap",
+]
 
 ROOT = Path("/sys/fs/bpf/fastsocket/steer")
 _NOTE_BYTES = 4000
@@ -136,6 +146,14 @@ def build(program: SteerProgram, place: Path) -> Path:
         elif not (aside / "counters").exists():
             kernel.pin(program.map(name).fd, aside / "counters")
     return aside
+
+
+def remove(place: Path) -> None:
+    """Remove the folder of an attached rule, and those above it that nothing else is in."""
+    shutil.rmtree(place)
+    with suppress(OSError):  # not empty
+        ROOT.rmdir()
+        ROOT.parent.rmdir()
 
 
 def swap(aside: Path, place: Path) -> None:
