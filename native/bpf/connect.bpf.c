@@ -15,11 +15,11 @@
 
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
-#define STREAM	    1
-#define SLICES	    4 /* the CPU's own, and three to borrow from */
-#define OWN_TRIES   8
-#define TRIES	    4 /* in each of the others */
-#define ALLOW	    1
+#define STREAM 1
+#define SLICES 4 /* the CPU's own, and three to borrow from */
+#define OWN_TRIES 8
+#define TRIES 4 /* in each of the others */
+#define ALLOW 1
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

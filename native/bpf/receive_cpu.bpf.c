@@ -66,7 +66,7 @@ int receive_cpu(struct bpf_raw_tracepoint_args *args)
 {
 	struct sock *sk = (struct sock *)args->args[0];
 	struct in6_addr remote, local;
-	struct flow flow = { .proto = IPPROTO_TCP };
+	struct flow flow = {.proto = IPPROTO_TCP};
 	__u32 cpu = bpf_get_smp_processor_id();
 	__s32 index, *known;
 	__s64 key;

@@ -23,12 +23,12 @@
 #include "flow.h"
 #include "steer.h"
 
-#define inlined	       __attribute__((always_inline))
-#define MAX_VLAN_TAGS  2
+#define inlined __attribute__((always_inline))
+#define MAX_VLAN_TAGS 2
 #define MAX_EXTENSIONS 6
-#define MAX_LENGTH     0xfffff /* 1 MiB: more than any packet, BIG TCP included */
-#define IP_FRAGMENT    0x3fff  /* more-fragments bit and fragment offset */
-#define TCP_LISTENING  10
+#define MAX_LENGTH 0xfffff /* 1 MiB: more than any packet, BIG TCP included */
+#define IP_FRAGMENT 0x3fff /* more-fragments bit and fragment offset */
+#define TCP_LISTENING 10
 
 struct vlan_header {
 	__be16 tci;
@@ -103,11 +103,11 @@ volatile struct steer_state steer_state SEC(".bss.steer");
 
 /* ---- what a rule may ask: fields ---- */
 
-#define FIELD(name, value)                                                                         \
-	inlined __s64 field_##name(const struct packet *p)                                         \
-	{                                                                                          \
-		(void)p;                                                                           \
-		return (__s64)(value);                                                             \
+#define FIELD(name, value)                                 \
+	inlined __s64 field_##name(const struct packet *p) \
+	{                                                  \
+		(void)p;                                   \
+		return (__s64)(value);                     \
 	}
 
 FIELD(version, p->version)
@@ -148,8 +148,8 @@ inlined __s64 field_cpu(const struct packet *p)
  */
 inlined __s64 field_listening(const struct packet *p)
 {
-	__u32 size = p->version == 4 ? sizeof(((struct bpf_sock_tuple *)0)->ipv4)
-				     : sizeof(((struct bpf_sock_tuple *)0)->ipv6);
+	__u32 size = p->version == 4 ? sizeof(((struct bpf_sock_tuple *)0)->ipv4) :
+				       sizeof(((struct bpf_sock_tuple *)0)->ipv6);
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	__s64 found;
@@ -177,82 +177,82 @@ inlined __s64 field_listening(const struct packet *p)
 
 /* ---- what a rule may ask: tables and counters ---- */
 
-#define TABLE(n)                                                                                   \
-	struct {                                                                                   \
-		__uint(type, BPF_MAP_TYPE_HASH);                                                   \
-		__uint(max_entries, 1);                                                            \
-		__type(key, __s64);                                                                \
-		__type(value, __s32);                                                              \
-	} table_##n REMOVABLE;                                                                     \
-	inlined __s64 table_##n##_get(__s64 key, __s64 otherwise)                                  \
-	{                                                                                          \
-		__s32 *value = bpf_map_lookup_elem(&table_##n, &key);                              \
-		return value ? *value : otherwise;                                                 \
-	}                                                                                          \
-	inlined __s64 table_##n##_has(__s64 key)                                                   \
-	{                                                                                          \
-		return bpf_map_lookup_elem(&table_##n, &key) != NULL;                              \
-	}                                                                                          \
-	inlined void table_##n##_set(__s64 key, __s64 number)                                      \
-	{                                                                                          \
-		__s32 value = number;                                                              \
-		bpf_map_update_elem(&table_##n, &key, &value, BPF_ANY);                            \
+#define TABLE(n)                                                        \
+	struct {                                                        \
+		__uint(type, BPF_MAP_TYPE_HASH);                        \
+		__uint(max_entries, 1);                                 \
+		__type(key, __s64);                                     \
+		__type(value, __s32);                                   \
+	} table_##n REMOVABLE;                                          \
+	inlined __s64 table_##n##_get(__s64 key, __s64 otherwise)       \
+	{                                                               \
+		__s32 *value = bpf_map_lookup_elem(&table_##n, &key);   \
+		return value ? *value : otherwise;                      \
+	}                                                               \
+	inlined __s64 table_##n##_has(__s64 key)                        \
+	{                                                               \
+		return bpf_map_lookup_elem(&table_##n, &key) != NULL;   \
+	}                                                               \
+	inlined void table_##n##_set(__s64 key, __s64 number)           \
+	{                                                               \
+		__s32 value = number;                                   \
+		bpf_map_update_elem(&table_##n, &key, &value, BPF_ANY); \
 	}
 
-#define ARRAY(n)                                                                                   \
-	struct {                                                                                   \
-		__uint(type, BPF_MAP_TYPE_ARRAY);                                                  \
-		__uint(max_entries, 1);                                                            \
-		__type(key, __u32);                                                                \
-		__type(value, __s32);                                                              \
-	} array_##n REMOVABLE;                                                                     \
-	static inlined __s32 *array_##n##_at(__s64 index)                                          \
-	{                                                                                          \
-		__u32 key = index;                                                                 \
-		return (__u64)index >> 32 ? NULL : bpf_map_lookup_elem(&array_##n, &key);          \
-	}                                                                                          \
-	inlined __s64 array_##n##_get(__s64 index, __s64 otherwise)                                \
-	{                                                                                          \
-		__s32 *value = array_##n##_at(index);                                              \
-		return value ? *value : otherwise;                                                 \
-	}                                                                                          \
-	inlined void array_##n##_set(__s64 index, __s64 number)                                    \
-	{                                                                                          \
-		__s32 *value = array_##n##_at(index);                                              \
-		if (value)                                                                         \
-			*value = number;                                                           \
-	}                                                                                          \
-	inlined void array_##n##_add(__s64 index, __s64 number)                                    \
-	{                                                                                          \
-		__s32 *value = array_##n##_at(index);                                              \
-		if (value)                                                                         \
-			__sync_fetch_and_add(value, number);                                       \
+#define ARRAY(n)                                                                          \
+	struct {                                                                          \
+		__uint(type, BPF_MAP_TYPE_ARRAY);                                         \
+		__uint(max_entries, 1);                                                   \
+		__type(key, __u32);                                                       \
+		__type(value, __s32);                                                     \
+	} array_##n REMOVABLE;                                                            \
+	static inlined __s32 *array_##n##_at(__s64 index)                                 \
+	{                                                                                 \
+		__u32 key = index;                                                        \
+		return (__u64)index >> 32 ? NULL : bpf_map_lookup_elem(&array_##n, &key); \
+	}                                                                                 \
+	inlined __s64 array_##n##_get(__s64 index, __s64 otherwise)                       \
+	{                                                                                 \
+		__s32 *value = array_##n##_at(index);                                     \
+		return value ? *value : otherwise;                                        \
+	}                                                                                 \
+	inlined void array_##n##_set(__s64 index, __s64 number)                           \
+	{                                                                                 \
+		__s32 *value = array_##n##_at(index);                                     \
+		if (value)                                                                \
+			*value = number;                                                  \
+	}                                                                                 \
+	inlined void array_##n##_add(__s64 index, __s64 number)                           \
+	{                                                                                 \
+		__s32 *value = array_##n##_at(index);                                     \
+		if (value)                                                                \
+			__sync_fetch_and_add(value, number);                              \
 	}
 
-#define PREFIXES(n)                                                                                \
-	struct {                                                                                   \
-		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                               \
-		__uint(max_entries, 1);                                                            \
-		__uint(map_flags, BPF_F_NO_PREALLOC);                                              \
-		__type(key, struct steer_prefix);                                                  \
-		__type(value, __s32);                                                              \
-	} prefixes_##n REMOVABLE;                                                                  \
-	static inlined __s64 prefixes_##n##_at(const __u32 *address, __s64 otherwise)              \
-	{                                                                                          \
-		struct steer_prefix key = { .bits = 128 };                                         \
-		__s32 *value;                                                                      \
-		for (int i = 0; i < 4; i++)                                                        \
-			((__be32 *)key.address)[i] = bpf_htonl(address[i]);                        \
-		value = bpf_map_lookup_elem(&prefixes_##n, &key);                                  \
-		return value ? *value : otherwise;                                                 \
-	}                                                                                          \
-	inlined __s64 prefixes_##n##_get_src(const struct packet *p, __s64 otherwise)              \
-	{                                                                                          \
-		return prefixes_##n##_at(p->flow.src, otherwise);                                  \
-	}                                                                                          \
-	inlined __s64 prefixes_##n##_get_dst(const struct packet *p, __s64 otherwise)              \
-	{                                                                                          \
-		return prefixes_##n##_at(p->flow.dst, otherwise);                                  \
+#define PREFIXES(n)                                                                   \
+	struct {                                                                      \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                  \
+		__uint(max_entries, 1);                                               \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                 \
+		__type(key, struct steer_prefix);                                     \
+		__type(value, __s32);                                                 \
+	} prefixes_##n REMOVABLE;                                                     \
+	static inlined __s64 prefixes_##n##_at(const __u32 *address, __s64 otherwise) \
+	{                                                                             \
+		struct steer_prefix key = {.bits = 128};                              \
+		__s32 *value;                                                         \
+		for (int i = 0; i < 4; i++)                                           \
+			((__be32 *)key.address)[i] = bpf_htonl(address[i]);           \
+		value = bpf_map_lookup_elem(&prefixes_##n, &key);                     \
+		return value ? *value : otherwise;                                    \
+	}                                                                             \
+	inlined __s64 prefixes_##n##_get_src(const struct packet *p, __s64 otherwise) \
+	{                                                                             \
+		return prefixes_##n##_at(p->flow.src, otherwise);                     \
+	}                                                                             \
+	inlined __s64 prefixes_##n##_get_dst(const struct packet *p, __s64 otherwise) \
+	{                                                                             \
+		return prefixes_##n##_at(p->flow.dst, otherwise);                     \
 	}
 
 #define EIGHT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
@@ -303,12 +303,12 @@ __s64 rule(const struct packet *p);
 
 /* ---- parsing ---- */
 
-#define HEADER(cursor, type)                                                                       \
-	({                                                                                         \
-		type *header_ = (cursor)->at;                                                      \
-		if ((void *)(header_ + 1) > (cursor)->end)                                         \
-			return STEER_TRUNCATED;                                                    \
-		header_;                                                                           \
+#define HEADER(cursor, type)                               \
+	({                                                 \
+		type *header_ = (cursor)->at;              \
+		if ((void *)(header_ + 1) > (cursor)->end) \
+			return STEER_TRUNCATED;            \
+		header_;                                   \
 	})
 
 /*
@@ -474,8 +474,8 @@ static inlined int leave(__u32 way, __s64 verdict, int action)
 SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
-	struct cursor cursor = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
-	struct packet p = { .ctx = ctx, .length = cursor.end - cursor.at };
+	struct cursor cursor = {(void *)(long)ctx->data, (void *)(long)ctx->data_end};
+	struct packet p = {.ctx = ctx, .length = cursor.end - cursor.at};
 	__s64 verdict;
 	__u32 index, cpu;
 	int way;

@@ -13,10 +13,10 @@ struct connect_slice {
 
 /* What became of a connect(); each has a counter. */
 enum connect_exit {
-	CONNECT_OWN,	  /* took a port of this CPU's slice */
+	CONNECT_OWN, /* took a port of this CPU's slice */
 	CONNECT_BORROWED, /* took a port of another slice */
-	CONNECT_LEFT,	  /* found no free port in a few tries: left to the kernel */
-	CONNECT_KEPT,	  /* not TCP, to loopback, bound already, or a CPU outside the set */
+	CONNECT_LEFT, /* found no free port in a few tries: left to the kernel */
+	CONNECT_KEPT, /* not TCP, to loopback, bound already, or a CPU outside the set */
 	CONNECT_EXITS
 };
 
