@@ -12,7 +12,6 @@ import os
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fastsocket.config import Parameters, checked, load_config
 from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
@@ -54,7 +53,9 @@ def loaded(folder: Path = HOST_DIR) -> Parameters | None:
                 "run 'fastsocket unload', then load again",
             )
         try:
-            values: dict[str, Any] = dict(json.loads(file.read()))
+            values = json.loads(file.read())
+            if not isinstance(values, dict):
+                raise ValueError("it is not one JSON object")
         except (ValueError, TypeError) as error:
             raise ConflictError(
                 f"{path} is damaged", str(error), "run 'fastsocket unload', then load again"
