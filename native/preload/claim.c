@@ -30,7 +30,7 @@ static int is_taken(const struct listener *l, const struct fs_listener *pl)
 
 	if (index < 0 || slot->state == FS_SLOT_ORPHAN)
 		return 0;
-	return !l->own_reuseport ||
+	return !fs_has_company(l) ||
 	       fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid == (uint32_t)fs_pid;
 }
 
@@ -421,29 +421,37 @@ void fs_release(struct listener *l, int index)
 	fs_unlock(&pl->lock, &saved);
 }
 
-/* For the keeper, which is not written in C and has no other way to take a lock. */
+/* For the keeper, which is not written in C and has no other way to take a lock. It must not
+ * wait for one: the holder may be waiting for the keeper's answer. Both return 0 if the
+ * lock was not to be had.
+ */
 
 /* Give up the slots of dead workers. */
-__attribute__((visibility("default"))) void fsocket_sweep(struct fs_page *page, unsigned listener)
+__attribute__((visibility("default"))) int fsocket_sweep(struct fs_page *page, unsigned listener)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	sigset_t saved;
 
 	fs_page = page;
-	fs_lock(&pl->lock, &saved);
+	if (!fs_trylock(&pl->lock, &saved))
+		return 0;
 	sweep(pl);
 	fs_unlock(&pl->lock, &saved);
+	return 1;
 }
 
 /* Move the queue of a slot that is still an orphan; `fd` is its socket. */
-__attribute__((visibility("default"))) void
-fsocket_hand_over(struct fs_page *page, unsigned listener, unsigned slot, int fd)
+__attribute__((visibility("default"))) int fsocket_hand_over(struct fs_page *page,
+							     unsigned listener, unsigned slot,
+							     int fd)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	sigset_t saved;
 
 	fs_page = page;
-	fs_lock(&pl->lock, &saved);
+	if (!fs_trylock(&pl->lock, &saved))
+		return 0;
 	hand_over(pl, slot & (FS_MAX_SLOTS - 1), fd);
 	fs_unlock(&pl->lock, &saved);
+	return 1;
 }

@@ -37,6 +37,23 @@ void fs_lock(uint32_t *word, sigset_t *saved)
 	}
 }
 
+/* Take the lock if it is free or its holder died; returns whether it was taken. */
+int fs_trylock(uint32_t *word, sigset_t *saved)
+{
+	uint32_t holder = __atomic_load_n(word, __ATOMIC_RELAXED);
+	sigset_t all;
+
+	if (holder && fs_alive(holder, holder, 0))
+		return 0;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, saved);
+	if (__atomic_compare_exchange_n(word, &holder, getpid(), 0, __ATOMIC_ACQUIRE,
+					__ATOMIC_RELAXED))
+		return 1;
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+	return 0;
+}
+
 void fs_unlock(uint32_t *word, const sigset_t *saved)
 {
 	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
