@@ -323,6 +323,16 @@ struct stand_in *fs_stand_in(struct listener *l, int epfd)
 	return NULL;
 }
 
+/* Whether the kernel can be told which of several sockets to take: found out before there is
+ * a second one, so that none has to be withdrawn.
+ */
+static int can_choose(const struct listener *l, struct fs_listener *pl)
+{
+	if (pl->tier == FS_TIER_CLASSIC && !l->own_reuseport && !fs_classic_works())
+		pl->tier = FS_TIER_NONE;
+	return pl->tier != FS_TIER_NONE;
+}
+
 /* Give the calling thread a slot of its own for the listener. The first of a process has it
  * behind the application's descriptor, further threads behind a stand-in. Returns the slot,
  * or -1: then the thread shares the application's socket, as it would without us.
@@ -341,7 +351,7 @@ int fs_claim(struct listener *l, int epfd)
 		if (slot >= 0 && l->origin >= 0)
 			NEXT(dup3)
 		(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
-	} else if (pl->tier != FS_TIER_NONE && (place = take_sibling(l, pl)) >= 0) {
+	} else if (can_choose(l, pl) && (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
 		if (begin_listening(l, fd) == 0)
@@ -393,6 +403,8 @@ static void hand_over(struct fs_listener *pl, int index, int fd)
 {
 	struct fs_slot *slot = &pl->slot[index];
 
+	if (pl->tier == FS_TIER_CLASSIC && slot->state == FS_SLOT_ORPHAN && fd >= 0)
+		fs_steer_classic(pl, fd); /* what waits there already, the others accept */
 	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
 	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
 		return;

@@ -137,6 +137,8 @@ void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
 
 /* steer.c: how the kernel learns of a slot */
+int fs_classic_works(void);
+void fs_steer_classic(struct fs_listener *pl, int fd);
 int fs_publish(struct listener *l, int slot, int fd);
 void fs_unpublish(struct fs_listener *pl, struct fs_slot *slot);
 

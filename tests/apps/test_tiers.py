@@ -60,10 +60,11 @@ def test_without_privileges(cpus: list[int], reuseport: bool) -> None:
         assert app.stop() == 0
 
 
-def test_classic_tier_follows_a_workers_death(cpus: list[int]) -> None:
-    """The kernel's array changes when a socket closes: the program must follow."""
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_classic_tier_follows_a_workers_death(cpus: list[int], number: int) -> None:
+    """No connection may wait on the dead worker's socket, which the others hold open."""
     with python_server({"listen": [HERE], "workers": 3}, prefix=POWERLESS) as app:
-        victim = app.wait_for_slots(3)[0]["pid"]
+        victim = app.wait_for_slots(3)[number]["pid"]
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len(app.slots()) == 2, "the dead worker's slot to be free")
         for answers in who_serves(PORT, cpus[:2], connections=20).values():

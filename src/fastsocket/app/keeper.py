@@ -285,7 +285,8 @@ class Keeper:
         os.close(fd)
         self.page.forget({pid})
         self._sweep()
-        self._due = time.monotonic() + GRACE_S
+        # A classic program does not look at a slot's state, so it must be changed at once.
+        self._due = time.monotonic() + (0 if self.tier == Tier.CLASSIC else GRACE_S)
 
     def _sweep(self) -> None:
         """Give up the slots of dead workers; a listener whose lock is held comes later."""
