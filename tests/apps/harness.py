@@ -253,6 +253,12 @@ class Application:
         self.expect_nothing_left()
         return self.process.returncode
 
+    @staticmethod
+    def stop_worker(pid: int) -> None:
+        """Kill one of its processes."""
+        assert pid in _inhabitants()
+        os.kill(pid, signal.SIGKILL)
+
     def expect_nothing_left(self) -> None:
         """Wait for the keeper, its sockets and its BPF objects to go."""
         if self._keeper:
