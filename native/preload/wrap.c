@@ -36,7 +36,7 @@ EXPORT int listen(int fd, int backlog)
 	int result = NEXT(listen)(fd, backlog);
 
 	if (result == 0 && fs_mode)
-		fs_listener_add(fd, backlog);
+		fs_listener_add(fd, backlog, 0);
 	return result;
 }
 
