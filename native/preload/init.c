@@ -18,6 +18,7 @@ pid_t fs_pid;
 int fs_mode;
 __thread struct fs_worker *fs_worker;
 __thread int fs_last_epfd = -1;
+pthread_key_t fs_thread_key;
 
 static cpu_set_t initial_affinity;
 
@@ -81,6 +82,8 @@ __attribute__((constructor)) static void start(void)
 	if (!fs_mode)
 		return;
 	make_fd_table();
+	fs_environment_keep();
+	pthread_key_create(&fs_thread_key, fs_thread_ends);
 	fs_keeper_find();
 	sched_getaffinity(0, sizeof(initial_affinity), &initial_affinity);
 	__register_atfork(fs_before_fork, NULL, in_child, NULL);

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
+#define WAITS_TO_SETTLE 128 /* a system call more in so many waits */
 
 /* The listener behind `fd` if it has one and this is not a child of vfork(). */
 static COLD struct listener *cold_listener(int fd)
@@ -150,6 +152,14 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 	return (struct source){fd, l->slot};
 }
 
+/* A counted connection is gone. */
+static inline void closed(const struct fd_entry *entry)
+{
+	if (entry->era == fs_era)
+		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
+				   __ATOMIC_RELAXED);
+}
+
 /* Count an accepted connection for its slot, until it is closed. */
 static inline void opened(const struct fd_entry *entry, int slot, int connection)
 {
@@ -158,6 +168,8 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 
 	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
+	if (fd_entry(connection)->kind == FD_CONNECTION)
+		closed(fd_entry(connection)); /* unseen: close_range(), a raw system call */
 	if (fd_entry(connection) != fd_entry(-1))
 		*fd_entry(connection) = (struct fd_entry){
 			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
@@ -199,6 +211,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 	if (slot < 0 || !(fcntl(l->fd, F_GETFL) & O_NONBLOCK))
 		return -1;
 	pl->help = 0;
+	page_slot(l->page_index, slot)->help = 0; /* its worker is at it */
 	for (unsigned i = 0; connection < 0 && i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[i];
 		int fd = (int)i != slot && wants_help(other) ?
@@ -260,6 +273,38 @@ EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 						   NEXT(accept)(fd, addr, len);
 }
 
+/* recvmsg */
+
+/* Listeners that another process hands over (HAProxy's expose-fd) are known from here on. */
+static COLD void received(struct msghdr *message)
+{
+	int saved = errno, listening, fd;
+	socklen_t length;
+
+	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head;
+	     head = CMSG_NXTHDR(message, head)) {
+		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {
+			memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
+			length = sizeof(listening);
+			if (!getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
+			    listening)
+				fs_listener_add(fd, SOMAXCONN);
+		}
+	}
+	errno = saved;
+}
+
+EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+	ssize_t result = NEXT(recvmsg)(fd, message, flags);
+
+	if (unlikely(result >= 0 && message->msg_controllen && fs_mode))
+		received(message);
+	return result;
+}
+
 /* close, dup2, dup3 */
 
 static COLD int close_special(int fd)
@@ -286,9 +331,7 @@ EXPORT int close(int fd)
 	if (unlikely(entry->kind != FD_CONNECTION))
 		return close_special(fd);
 	entry->kind = FD_OTHER;
-	if (entry->era == fs_era)
-		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
-				   __ATOMIC_RELAXED);
+	closed(entry);
 	return NEXT(close)(fd);
 }
 
@@ -370,7 +413,8 @@ static inline void wait_begins(void)
 {
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
-		fs_worker->waits++;
+		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
+			fs_settle();
 	}
 }
 
