@@ -32,7 +32,7 @@ static int is_taken(const struct listener *l, const struct fs_listener *pl)
 
 	if (index < 0 || slot->state == FS_SLOT_ORPHAN)
 		return 0;
-	return !l->own_reuseport ||
+	return !fs_has_company(l) ||
 	       fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid == (uint32_t)fs_pid;
 }
 
@@ -62,7 +62,8 @@ static void set_state(struct fs_listener *pl, int index, enum fs_slot_state stat
 static void abandon(struct fs_listener *pl, int index)
 {
 	const struct fs_worker *worker = fs_worker_of(&pl->slot[index]);
-	int thread_only = worker->pid != worker->tid && fs_alive(worker->pid, worker->pid, worker->start);
+	int thread_only = worker->pid != worker->tid &&
+			  fs_alive(worker->pid, worker->pid, worker->start);
 
 	fs_unlink_cpu(pl, index);
 	pl->slot[index].left_in = thread_only ? worker->pid : 0;
@@ -257,6 +258,16 @@ struct stand_in *fs_stand_in(struct listener *l, int epfd)
 	return NULL;
 }
 
+/* Whether the kernel can be told which of several sockets to take: found out before there is
+ * a second one, so that none has to be withdrawn.
+ */
+static int can_choose(const struct listener *l, struct fs_listener *pl)
+{
+	if (pl->tier == FS_TIER_CLASSIC && !l->own_reuseport && !fs_classic_works())
+		pl->tier = FS_TIER_NONE;
+	return pl->tier != FS_TIER_NONE;
+}
+
 /* Give the calling thread a slot of its own for the listener. The first of a process has it
  * behind the application's descriptor, further threads behind a stand-in. Returns the slot,
  * or -1: then the thread shares the application's socket, as it would without us.
@@ -276,7 +287,7 @@ int fs_claim(struct listener *l, int epfd)
 		if (slot >= 0 && l->origin >= 0)
 			NEXT(dup3)
 		(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
-	} else if (pl->tier != FS_TIER_NONE && (place = take_sibling(l, pl)) >= 0) {
+	} else if (can_choose(l, pl) && (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
 		if (begin_listening(l, fd) == 0)
@@ -358,6 +369,8 @@ static void hand_over(struct fs_listener *pl, int index, int fd)
 {
 	struct fs_slot *slot = &pl->slot[index];
 
+	if (pl->tier == FS_TIER_CLASSIC && slot->state == FS_SLOT_ORPHAN && fd >= 0)
+		fs_steer_classic(pl, fd); /* what waits there already, the others accept */
 	if (fs_alive(slot->left_in, slot->left_in, 0))
 		return; /* a further thread may poll it still */
 	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
@@ -444,29 +457,36 @@ void fs_forget_past(void)
 			fs_page->worker[i].pid = 0;
 }
 
-/* For the keeper, which is not written in C and has no other way to take a lock. */
+/* For the keeper, which is not written in C and has no other way to take a lock. It must not
+ * wait for one: the holder may be waiting for the keeper's answer. Both return 0 if the
+ * lock was not to be had.
+ */
 
 /* Give up the slots of dead workers. */
-__attribute__((visibility("default"))) void fsocket_sweep(struct fs_page *page, unsigned listener)
+__attribute__((visibility("default"))) int fsocket_sweep(struct fs_page *page, unsigned listener)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	sigset_t saved;
 
 	fs_page = page;
-	fs_lock(&pl->lock, &saved);
+	if (!fs_trylock(&pl->lock, &saved))
+		return 0;
 	sweep(pl);
 	fs_unlock(&pl->lock, &saved);
+	return 1;
 }
 
 /* Move the queue of a slot that is still an orphan; `fd` is its socket. */
-__attribute__((visibility("default"))) void
+__attribute__((visibility("default"))) int
 fsocket_hand_over(struct fs_page *page, unsigned listener, unsigned slot, int fd)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	sigset_t saved;
 
 	fs_page = page;
-	fs_lock(&pl->lock, &saved);
+	if (!fs_trylock(&pl->lock, &saved))
+		return 0;
 	hand_over(pl, slot & (FS_MAX_SLOTS - 1), fd);
 	fs_unlock(&pl->lock, &saved);
+	return 1;
 }

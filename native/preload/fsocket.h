@@ -130,10 +130,11 @@ int fs_can_have_siblings(int fd);
 /* siblings.c */
 int fs_sibling_create(struct listener *l);
 void fs_siblings_prepare(struct listener *l);
+int fs_has_company(const struct listener *l);
 uint64_t fs_cookie(int fd);
 
 /* listener.c */
-void fs_listener_add(int fd, int backlog);
+void fs_listener_add(int fd, int backlog, int inherited);
 void fs_listener_close(struct listener *l);
 void fs_adopt_inherited(void);
 void fs_register_process(void);
@@ -161,16 +162,19 @@ void fs_pin_workers(struct fs_listener *pl);
 void fs_level(struct fs_listener *pl);
 
 /* steer.c: how the kernel learns of a slot */
+int fs_classic_works(void);
+void fs_steer_classic(struct fs_listener *pl, int fd);
 int fs_publish(struct listener *l, int slot, int fd);
 void fs_unpublish(struct fs_listener *pl, struct fs_slot *slot);
 
 /* keeper.c */
 void fs_keeper_find(void);
-int fs_keeper_join(struct listener *l);
+int fs_keeper_join(struct listener *l, int flags);
 int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker, int fd);
 
 /* lock.c */
 void fs_lock(uint32_t *word, sigset_t *saved);
+int fs_trylock(uint32_t *word, sigset_t *saved);
 void fs_unlock(uint32_t *word, const sigset_t *saved);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);

@@ -38,7 +38,7 @@ EXPORT int listen(int fd, int backlog)
 	int result = NEXT(listen)(fd, backlog);
 
 	if (result == 0 && fs_mode)
-		fs_listener_add(fd, backlog);
+		fs_listener_add(fd, backlog, 0);
 	return result;
 }
 
@@ -281,7 +281,8 @@ static COLD void received(struct msghdr *message)
 	int saved = errno, listening, fd;
 	socklen_t length;
 
-	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head; head = CMSG_NXTHDR(message, head)) {
+	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head;
+	     head = CMSG_NXTHDR(message, head)) {
 		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
 			continue;
 		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {

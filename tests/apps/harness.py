@@ -157,10 +157,9 @@ class Application:
 
     Args:
         command: Its command line.
-        port: Where it is ready once that accepts; 0 for one that does not listen.
+        port: Where it listens once it is ready; 0 for one that does not.
         options: Of ``fastsocket run``.
         environment: Variables in addition to this process's.
-        host: Address to connect to.
         prefix: Words before the whole command line, such as ``setpriv --reuid nobody``.
         directory: Its working directory.
         pass_fds: Descriptors that it inherits.
@@ -174,7 +173,6 @@ class Application:
         accelerated: bool = True,
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        host: str = "127.0.0.1",
         prefix: Sequence[str] = (),
         directory: Path | None = None,
         pass_fds: Sequence[int] = (),
@@ -193,7 +191,7 @@ class Application:
             pass_fds=pass_fds,
             start_new_session=True,  # lighttpd ends by a signal to its whole process group
         )
-        self.pid, self.port, self.host = self.process.pid, port, host
+        self.pid, self.port = self.process.pid, port
         self._kernel: set[tuple[str, int]] = set()
         self._keeper = 0
         self.output = ""
@@ -206,9 +204,7 @@ class Application:
 
     def _ready(self) -> bool:
         assert self.process.poll() in (None, 0), self.process.communicate()[0]
-        with suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
-            return True
-        return False
+        return bool(listening(self.port))
 
     def status(self) -> dict[str, Any]:
         """Return the application's entry of ``fastsocket status --json``."""
@@ -257,6 +253,12 @@ class Application:
         self.expect_nothing_left()
         return self.process.returncode
 
+    @staticmethod
+    def stop_worker(pid: int) -> None:
+        """Kill one of its processes."""
+        assert pid in _inhabitants()
+        os.kill(pid, signal.SIGKILL)
+
     def expect_nothing_left(self) -> None:
         """Wait for the keeper, its sockets and its BPF objects to go."""
         if self._keeper:
@@ -270,12 +272,15 @@ class Application:
     def __enter__(self) -> "Application":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind or self.process.poll() is None:
             self._kill()
 
     def _kill(self) -> None:
-        """End it for good and show what it said, for the report of a test that failed."""
+        """End it for good and show all about it, for the report of a test that failed."""
+        print(json.dumps(ask(self.pid)))
+        if self.port:
+            print(subprocess.getoutput(f"ss -Hltnpe sport = :{self.port}"))
         for pid in _inhabitants():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -68,11 +68,12 @@ class StatusPage:
 def snapshot(page: Page) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
-    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``
-    and ``slots``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
-    ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``,
-    ``assigned``, ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy``
-    (whether its worker is away from its wait).
+    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``
+    (workers that got no slot), ``reason`` (why the last one did not), ``stolen`` and ``slots``;
+    a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none), ``cookie`` (of its
+    socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``, ``assigned``,
+    ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy`` (whether its
+    worker is away from its wait).
     """
     listeners = []
     for index in range(layout.MAX_LISTENERS):
@@ -87,6 +88,7 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
                 "tier": _name(Tier, entry.tier),
                 "passed": entry.passed,
                 "unslotted": entry.unslotted,
+                "reason": os.strerror(entry.reason) if entry.reason else "",
                 "stolen": entry.stolen,
                 "slots": [
                     _slot(page, number, entry.slot[number])
