@@ -288,9 +288,9 @@ static COLD void received(struct msghdr *message)
 		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {
 			memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
 			length = sizeof(listening);
-			if (!getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
+			if (!NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
 			    listening)
-				fs_listener_add(fd, SOMAXCONN);
+				fs_listener_add(fd, SOMAXCONN, 1);
 		}
 	}
 	errno = saved;
