@@ -63,7 +63,9 @@ static __always_inline __u64 queued(const struct fs_slot *slot)
 /* Connections that the slot's worker has or is about to have. */
 static __always_inline __u64 held(const struct fs_slot *slot)
 {
-	return slot->live + queued(slot);
+	__s32 live = slot->live; /* closes that were counted twice may take it below zero */
+
+	return (live > 0 ? live : 0) + queued(slot);
 }
 
 /* For how long the slot's worker has made no progress, 0 if it is not late: it has been away

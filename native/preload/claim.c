@@ -68,7 +68,6 @@ static void abandon(struct fs_listener *pl, int index)
 	fs_unlink_cpu(pl, index);
 	pl->slot[index].left_in = thread_only ? worker->pid : 0;
 	pl->slot[index].cpu = FS_NO_CPU;
-	pl->slot[index].live = 0;
 	if (pl->slot[index].shared || thread_only) {
 		set_state(pl, index, FS_SLOT_ORPHAN);
 		pl->help = 1;
@@ -472,6 +471,25 @@ __attribute__((visibility("default"))) int fsocket_sweep(struct fs_page *page, u
 	if (!fs_trylock(&pl->lock, &saved))
 		return 0;
 	sweep(pl);
+	fs_unlock(&pl->lock, &saved);
+	return 1;
+}
+
+/* No socket of that cookie is left: the slot of an orphan is free. */
+__attribute__((visibility("default"))) int
+fsocket_forget(struct fs_page *page, unsigned listener, unsigned slot, uint64_t cookie)
+{
+	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
+	struct fs_slot *gone = &pl->slot[slot & (FS_MAX_SLOTS - 1)];
+	sigset_t saved;
+
+	fs_page = page;
+	if (!fs_trylock(&pl->lock, &saved))
+		return 0;
+	if (gone->state == FS_SLOT_ORPHAN && gone->cookie == cookie) {
+		set_state(pl, slot & (FS_MAX_SLOTS - 1), FS_SLOT_FREE);
+		fs_unpublish(pl, gone);
+	}
 	fs_unlock(&pl->lock, &saved);
 	return 1;
 }

@@ -155,9 +155,11 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 /* A counted connection is gone. */
 static inline void closed(const struct fd_entry *entry)
 {
-	if (entry->era == fs_era)
-		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
-				   __ATOMIC_RELAXED);
+	struct fs_slot *slot = page_slot(entry->listener, entry->slot);
+
+	/* The slot may have gone to another process meanwhile, and was counted anew then. */
+	if (entry->era == fs_era && slot->live && fs_worker_of(slot)->pid == (uint32_t)fs_pid)
+		__atomic_fetch_sub(&slot->live, 1, __ATOMIC_RELAXED);
 }
 
 /* Count an accepted connection for its slot, until it is closed. */

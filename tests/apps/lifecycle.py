@@ -25,6 +25,7 @@ class Load:
     process: "subprocess.Popen[str]"
     result: dict[str, Any] = field(default_factory=dict)
     accepted_lost: int = 0
+    queued_lost: int = 0  # reset by the kernel in the queue of a listener
 
     @property
     def completed(self) -> int:
@@ -69,7 +70,9 @@ def load_with_kills(port: int, connections: int = 16) -> Iterator[Load]:
     with Probe() as probe:
         probe.watch(inode, port)
         with probe.attached(*LOSSES):
-            before = probe.events().accepted_lost
+            before = probe.events()
             with load(port, connections) as running:
                 yield running
-            running.accepted_lost = probe.events().accepted_lost - before
+            after = probe.events()
+            running.accepted_lost = after.accepted_lost - before.accepted_lost
+            running.queued_lost = after.queued_lost - before.queued_lost
