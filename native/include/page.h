@@ -124,6 +124,7 @@ struct fs_page {
 	__u32 spare_slots; /* keeper: siblings to bind before a fork or a change of user */
 	__u32 cpus; /* keeper: entries used in cpu_order */
 	__u32 worker_lock; /* shim: pid of the holder, 0 = free */
+	__u32 keeper; /* keeper: its pid; shim: of the one that it starts in place of a dead one */
 	__u16 cpu_order[FS_MAX_CPUS]; /* keeper: CPUs to fill, physical cores first */
 	__u32 process[FS_MAX_PROCESSES]; /* shim: processes that share the page; keeper: forgets the dead */
 	struct fs_worker worker[FS_MAX_WORKERS];

@@ -172,6 +172,10 @@ void fs_keeper_find(void);
 int fs_keeper_join(struct listener *l, int flags);
 int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker, int fd);
 
+/* resume.c */
+void fs_resume_find(void);
+void fs_keeper_ensure(void);
+
 /* lock.c */
 void fs_lock(uint32_t *word, sigset_t *saved);
 int fs_trylock(uint32_t *word, sigset_t *saved);

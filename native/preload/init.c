@@ -85,6 +85,7 @@ __attribute__((constructor)) static void start(void)
 	fs_environment_keep();
 	pthread_key_create(&fs_thread_key, fs_thread_ends);
 	fs_keeper_find();
+	fs_resume_find();
 	sched_getaffinity(0, sizeof(initial_affinity), &initial_affinity);
 	__register_atfork(fs_before_fork, NULL, in_child, NULL);
 	fs_adopt_inherited();

@@ -7,12 +7,15 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fsocket.h"
 
 #define PATIENCE_S 2
 #define MAX_FDS 2
+#define RESTART_PAUSE_NS 10000000
+#define RESTART_PAUSES 150
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static socklen_t address_length;
@@ -29,7 +32,7 @@ void fs_keeper_find(void)
 	address_length = offsetof(struct sockaddr_un, sun_path) + 1 + length;
 }
 
-static int connect_keeper(void)
+static int try_keeper(void)
 {
 	const struct timeval patience = {.tv_sec = PATIENCE_S};
 	int fd;
@@ -46,6 +49,23 @@ static int connect_keeper(void)
 	if (connect(fd, (struct sockaddr *)&address, address_length) < 0) {
 		NEXT(close)(fd);
 		return -1;
+	}
+	return fd;
+}
+
+/* A keeper that was killed is replaced; the new one takes a moment to come. */
+static int connect_keeper(void)
+{
+	const struct timespec pause = {.tv_nsec = RESTART_PAUSE_NS};
+	int fd = try_keeper();
+
+	if (fd >= 0 || errno != ECONNREFUSED || !fs_page || !fs_page->keeper)
+		return fd;
+	fs_keeper_ensure();
+	for (int i = 0; fd < 0 && i < RESTART_PAUSES && fs_alive(fs_page->keeper, fs_page->keeper, 0);
+	     i++) {
+		nanosleep(&pause, NULL);
+		fd = try_keeper();
 	}
 	return fd;
 }

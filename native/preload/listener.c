@@ -135,6 +135,8 @@ void fs_adopt_inherited(void)
 /* Workers are about to come: bind their sockets while this process still may. */
 void fs_before_fork(void)
 {
+	if (fs_listener_count)
+		fs_keeper_ensure();
 	for (int i = 0; i < fs_listener_count; i++) {
 		fs_siblings_prepare(&fs_listeners[i]);
 		memset(fs_listeners[i].sibling_shared, 1, fs_listeners[i].siblings);

@@ -51,9 +51,7 @@ def test_a_reload_by_hand_under_a_keeper_of_its_own(tmp_path: Path) -> None:
         first.wait_for_slots(2)
         with ExitStack() as stack:
             with load(PORT) as running:
-                second = stack.enter_context(
-                    Application([*command, "-sf", str(first.pid)], PORT)
-                )
+                second = stack.enter_context(Application([*command, "-sf", str(first.pid)], PORT))
                 second.wait_for_slots(2)
                 assert first.process.wait(PATIENCE_S) == 0
                 second.wait_for_slots(2)

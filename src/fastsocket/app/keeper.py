@@ -47,10 +47,16 @@ class Keeper:
         server: Listening SOCK_SEQPACKET unix socket.
         pid: The application's first process.
         command: Its command line, for status.
+        resumed: Whether it takes the place of a keeper that was killed.
     """
 
     def __init__(
-        self, page: StatusPage, server: socket.socket, pid: int, command: list[str]
+        self,
+        page: StatusPage,
+        server: socket.socket,
+        pid: int,
+        command: list[str],
+        resumed: bool = False,
     ) -> None:
         self.page, self.server, self.pid, self.command = page, server, pid, command
         self.tier = Tier.CLASSIC
@@ -65,6 +71,7 @@ class Keeper:
         self._native = ctypes.CDLL(str(native_file("libfsocket.so")))
         self._view = ctypes.byref(page.view)
         self._due: float | None = None  # when orphans are handed over
+        self._resumed = resumed
 
     def run(self) -> None:
         """Serve until the application's last process is gone."""
@@ -72,7 +79,10 @@ class Keeper:
         append(f"{self.command[0]} ({self.pid}): tier {self.tier.name.lower()}")
         for feature, reason in self.reasons.items():
             append(f"{self.command[0]} ({self.pid}): {feature} is missing: {reason}")
+        self.page.view.keeper = os.getpid()
         self._watch(self.pid)
+        if self._resumed:
+            self._resume()
         self._events.register(self.server, selectors.EVENT_READ)
         while self._watched or self._adopt():
             patience = None if self._due is None else max(0, self._due - time.monotonic())
@@ -130,6 +140,26 @@ class Keeper:
         except BpfError as error:
             self.tier = Tier.CLASSIC
             self.reasons["select"] = str(error)
+
+    def _resume(self) -> None:
+        """Go on where a keeper was killed: its programs, its processes, those that died since."""
+        append(f"{self.command[0]} ({self.pid}): a keeper in place of one that was killed")
+        for tier in (Tier.SELECT, Tier.MIGRATE):
+            found = Selector.reopen(self.page.map, tier) if self.page.map else {}
+            for index, (generation, selector) in found.items():
+                if index < layout.MAX_LISTENERS - 1 and index not in self._selectors:
+                    self._selectors[index] = selector
+                    self.page.view.listener[index].generation = generation
+        for index in range(layout.MAX_LISTENERS):
+            entry = self.page.view.listener[index]
+            self._generation = max(self._generation, entry.generation)
+            self._members[index] = set()
+            for number in range(min(entry.slots, layout.MAX_SLOTS)):
+                cookie = int(entry.slot[number].cookie)
+                self._members[index].add(cookie.to_bytes(8, sys.byteorder))
+        self._adopt()
+        self._sweep()
+        self._due = time.monotonic() + GRACE_S
 
     # -- requests ---------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastsocket.app.protocol import socket_name
+from fastsocket.app.resume import SEPARATOR, resume_words
+from fastsocket.bpf.objects import map_info
 from fastsocket.config import Parameters
 from fastsocket.host.elf import NotExecutableError, classify, resolve
 from fastsocket.host.limits import live_limits
@@ -98,6 +100,9 @@ def launch(command: Sequence[str], parameters: Parameters) -> NoReturn:
         environment = _environment(library, parameters)
         page = StatusPage(cpus_to_fill(), parameters)
         environment["FASTSOCKET_KEEPER"] = _start_keeper(page, command)
+        if page.map:
+            words = resume_words(os.getpid(), map_info(page.map.fd).number)
+            environment["FASTSOCKET_KEEPER_COMMAND"] = SEPARATOR.join(words)
     sys.stdout.flush()
     sys.stderr.flush()
     try:

@@ -145,9 +145,10 @@ class Page(ctypes.Structure):
         ("spare_slots", c_uint32),
         ("cpus", c_uint32),
         ("worker_lock", c_uint32),
+        ("keeper", c_uint32),
         ("cpu_order", c_uint16 * MAX_CPUS),
         ("process", c_uint32 * MAX_PROCESSES),
-        ("pad", c_uint8 * 16),
+        ("pad", c_uint8 * 12),
         ("worker", Worker * MAX_WORKERS),
         ("listener", Listener * MAX_LISTENERS),
     )

@@ -7,9 +7,10 @@ import os
 import socket
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self
 
 from fastsocket.bpf.libbpf import Map
+from fastsocket.bpf.objects import map_by_id
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
@@ -17,6 +18,7 @@ from fastsocket.listen.layout import NO_CPU, Page, Policy, SlotState, Tier
 
 __all__ = ["StatusPage", "snapshot"]
 
+NAME = "fs_page"
 BPF_MAP_TYPE_ARRAY = 2
 BPF_F_MMAPABLE = 1 << 10
 PAGE_SIZE = mmap.ALLOCATIONGRANULARITY
@@ -37,14 +39,13 @@ class StatusPage:
         self.missing = ""  # why there is no BPF map
         size = ctypes.sizeof(Page)
         try:
-            self.map = Map.create(BPF_MAP_TYPE_ARRAY, "fs_page", 4, size, 1, BPF_F_MMAPABLE)
+            self.map = Map.create(BPF_MAP_TYPE_ARRAY, NAME, 4, size, 1, BPF_F_MMAPABLE)
             self.fd = self.map.fd
         except FastsocketError as error:  # no privilege, or no libbpf
             self.missing = str(error)
-            self.fd = os.memfd_create("fs_page", os.MFD_CLOEXEC)
+            self.fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
             os.ftruncate(self.fd, MAPPED)
-        self.memory = mmap.mmap(self.fd, MAPPED, mmap.MAP_SHARED)
-        self.view = page = Page.from_buffer(self.memory)
+        page = self._mapped()
         page.magic, page.version, page.size = layout.MAGIC, layout.VERSION, size
         page.policy = Policy[parameters.policy.upper()]
         page.listen_spawn = parameters.enable_listen_spawn
@@ -53,6 +54,30 @@ class StatusPage:
         page.spare_slots = min(spare, layout.MAX_SLOTS)
         page.cpus = min(len(cpus), layout.MAX_CPUS)
         page.cpu_order[: page.cpus] = list(cpus)[: page.cpus]
+
+    def _mapped(self) -> Page:
+        self.memory = mmap.mmap(self.fd, MAPPED, mmap.MAP_SHARED)
+        self.view = Page.from_buffer(self.memory)
+        return self.view
+
+    @classmethod
+    def reopen(cls, number: int) -> Self:
+        """Return the page that is the BPF map of that id.
+
+        Raises:
+            BpfError: There is none, or no privilege.
+            FastsocketError: It is another map, or not whole.
+        """
+        page = cls.__new__(cls)
+        page.map, page.missing = map_by_id(number), ""
+        page.fd = page.map.fd
+        if (page.map.name, page.map.value_size) != (NAME, ctypes.sizeof(Page)):
+            page.map.close()
+            raise FastsocketError(f"the BPF map {number} is no status page")
+        view = page._mapped()
+        if (view.magic, view.version) != (layout.MAGIC, layout.VERSION):
+            raise FastsocketError(f"the status page {number} is damaged")
+        return page
 
     def forget(self, pids: set[int]) -> None:
         """Clear dead processes from the table that the shim fills."""

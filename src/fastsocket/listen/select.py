@@ -2,12 +2,14 @@
 """The select program: one instance per listener, attached to its reuseport group."""
 
 import errno
+import os
 import select as poller
 import socket
 import struct
 from typing import Self
 
 from fastsocket.bpf.libbpf import BpfError, BpfObject, Map
+from fastsocket.bpf.objects import map_info, program_maps, programs
 from fastsocket.listen.layout import MAX_SLOTS, Tier
 from fastsocket.native import native_file
 
@@ -16,6 +18,9 @@ __all__ = ["Selector", "migration_works"]
 # include/uapi/asm-generic/socket.h
 SO_ATTACH_REUSEPORT_EBPF = 52
 SO_COOKIE = 57
+# include/uapi/linux/bpf.h, enum bpf_map_type
+BPF_MAP_TYPE_ARRAY = 2
+BPF_MAP_TYPE_REUSEPORT_SOCKARRAY = 20
 _PROGRAMS = {Tier.SELECT: "fs_select", Tier.MIGRATE: "fs_migrate"}
 
 
@@ -33,14 +38,14 @@ class Selector:
     """
 
     def __init__(self, page: Map, listener: int, generation: int, tier: Tier) -> None:
-        self._object = BpfObject(native_file("select.bpf.o"))
+        self._object: BpfObject | None = BpfObject(native_file("select.bpf.o"))
         self._object.set_variable(0, struct.pack("=IxxxxQ", listener, generation))
         self._object.reuse_map("fs_page", page.fd)
         for other, name in _PROGRAMS.items():
             self._object.program(name).set_autoload(other == tier)
         self._object.load()
         self._sockets = self._object.map("fs_sockets")
-        self._program = self._object.program(_PROGRAMS[tier])
+        self._program = self._object.program(_PROGRAMS[tier]).fd
 
     def add(self, slot: int, member: socket.socket) -> None:
         """Let the program choose `member` as slot `slot`; `member` must listen in the group.
@@ -49,7 +54,7 @@ class Selector:
             OSError: The socket is in no reuseport group.
             BpfError: The map refused it.
         """
-        member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, self._program.fd)
+        member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, self._program)
         key, value = struct.pack("=I", slot), struct.pack("=Q", member.fileno())
         try:
             self._sockets.update(key, value)
@@ -67,9 +72,42 @@ class Selector:
             if self._sockets.lookup(key) == cookie:
                 self._sockets.delete(key)
 
+    @classmethod
+    def reopen(cls, page: Map, tier: Tier) -> dict[int, tuple[int, Self]]:
+        """Find the programs that read `page` and that the kernel kept for their groups.
+
+        What belongs to which listener is taken from the kernel alone, since the page can be
+        written to by the application.
+
+        Returns:
+            Listener: its generation, and the selector.
+
+        Raises:
+            BpfError: No privilege.
+        """
+        number, found = map_info(page.fd).number, {}
+        for fd, program in programs(_PROGRAMS[tier]):
+            maps = program_maps(program) if number in program.maps else {}
+            kinds = {map_info(each.fd).kind: each for key, each in maps.items() if key != number}
+            constants = kinds.get(BPF_MAP_TYPE_ARRAY)
+            if constants is None or BPF_MAP_TYPE_REUSEPORT_SOCKARRAY not in kinds:
+                os.close(fd)
+                continue
+            listener, generation = struct.unpack_from("=IxxxxQ", constants.lookup(bytes(4)) or b"")
+            selector = cls.__new__(cls)
+            selector._object, selector._program = None, fd
+            selector._sockets = kinds[BPF_MAP_TYPE_REUSEPORT_SOCKARRAY]
+            found[listener] = (generation, selector)
+            constants.close()
+        return found
+
     def close(self) -> None:
         """Let go; the kernel keeps the program while the group has sockets."""
-        self._object.close()
+        if self._object is not None:
+            self._object.close()
+        else:
+            os.close(self._program)
+            self._sockets.close()
 
     def __enter__(self) -> Self:
         return self
