@@ -18,6 +18,7 @@ import socket
 import struct
 import sys
 import time
+from ctypes import c_uint64
 from typing import Any, NoReturn
 
 from fastsocket.app.protocol import Join, Op, Request, pack_reply
@@ -26,6 +27,7 @@ from fastsocket.host.journal import append
 from fastsocket.listen import layout
 from fastsocket.listen.layout import SlotState, Tier
 from fastsocket.listen.page import StatusPage, snapshot
+from fastsocket.listen.queues import listen_overflows, queues
 from fastsocket.listen.select import Selector, migration_works
 from fastsocket.native import native_file
 
@@ -115,7 +117,8 @@ class Keeper:
             "reasons": self.reasons,
             "listen_spawn": self.page.view.listen_spawn,
             "processes": sorted(self._watched),
-            "listeners": snapshot(self.page.view),
+            "listeners": snapshot(self.page.view, queues()),
+            "listen_overflows": listen_overflows(),
         }
 
     # -- the tier ---------------------------------------------------------------------------
@@ -325,13 +328,21 @@ class Keeper:
                 self._native.fsocket_sweep(self._view, index)
 
     def _rescue(self) -> None:
-        """Hand over the queues that dead workers left and that nobody came for."""
+        """Hand over the queues that dead workers left and that nobody came for.
+
+        A slot whose socket went with its worker is free again.
+        """
         self._sweep()
+        listening = queues()
         for index in range(layout.MAX_LISTENERS):
             entry = self.page.view.listener[index]
             for number in range(min(entry.slots, layout.MAX_SLOTS)):
                 slot = entry.slot[number]
-                if slot.state == SlotState.ORPHAN and slot.published:
+                if slot.state != SlotState.ORPHAN:
+                    continue
+                if listening and slot.cookie not in listening:
+                    self._native.fsocket_forget(self._view, index, number, c_uint64(slot.cookie))
+                elif slot.published:
                     fd = self._borrow(slot.fd, slot.cookie)
                     if fd >= 0:
                         if not self._native.fsocket_hand_over(self._view, index, number, fd):

@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Start a server accelerated."),
     "lib": ("lib", "Print the path of libfsocket.so."),
     "nic": ("nic", "Show, plan, apply and undo the network card's settings."),
+    "attach": ("attach", "Steer a running server by CPU, without a restart."),
+    "detach": ("detach", "Put back what attach did."),
     "status": ("status", "Show what is active, what is missing and why."),
     "steer": ("steer", "Send packets to CPUs by rules written in Python."),
     "demo": ("demo", "The two-minute tour: stock, reuseport and Fastsocket side by side."),

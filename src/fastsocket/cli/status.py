@@ -62,6 +62,10 @@ def _show(console: Console, status: dict[str, Any]) -> None:
     console.print(f"  tier {status['tier']}: {TIERS[status['tier']]}")
     for feature, reason in status["reasons"].items():
         console.print(f"  {feature} is missing: {reason}")
+    if status["listen_overflows"]:
+        console.print(
+            f"  full accept queues in this network namespace: {status['listen_overflows']}"
+        )
     for listener in status["listeners"]:
         _show_listener(console, listener)
 
@@ -86,13 +90,24 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
         reason = f"{listener['unslotted']} workers share a socket: {listener['reason']}"
         console.print(f"    {reason}", markup=False)
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in ("slot", "pid", "cpu", "state", "accepted", "from other CPUs", "live", "waiting"):
+    for name in ("slot", "pid", "cpu", "state", "accepted", "from other CPUs", "live"):
         table.add_column(name, justify="right")
+    table.add_column("waiting", justify="right")
+    table.add_column("dropped", justify="right")
     for slot in listener["slots"]:
         cells = [slot[key] for key in ("slot", "pid", "cpu", "state", "accepted", "spilled")]
         table.add_row(
             *("-" if cell is None else str(cell) for cell in cells),
             str(slot["live"]),
-            str(slot["waiting"]),
+            _waiting(slot),
+            "-" if slot["dropped"] is None else str(slot["dropped"]),
         )
     console.print(table)
+
+
+def _waiting(slot: dict[str, Any]) -> str:
+    """Return the accept queue: how many of how many, and for how long nobody came for them."""
+    text = str(slot["waiting"])
+    if slot["backlog"] is not None:
+        text += f" of {slot['backlog']}"
+    return f"{text}, {slot['unserved_ms']} ms" if slot["unserved_ms"] else text

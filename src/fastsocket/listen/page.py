@@ -5,7 +5,8 @@ import ctypes
 import mmap
 import os
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
 from fastsocket.listen.layout import NO_CPU, Page, Policy, SlotState, Tier
+from fastsocket.listen.queues import Queue
 
 __all__ = ["StatusPage", "snapshot"]
 
@@ -90,15 +92,21 @@ class StatusPage:
         return {pid for pid in self.view.process if pid}
 
 
-def snapshot(page: Page) -> list[dict[str, Any]]:
+def snapshot(page: Page, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
     A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``
     (workers that got no slot), ``reason`` (why the last one did not), ``stolen`` and ``slots``;
     a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none), ``cookie`` (of its
     socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``, ``assigned``,
-    ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy`` (whether its
-    worker is away from its wait).
+    ``spilled``, ``live``, ``waiting`` (in its accept queue; where the kernel does not tell,
+    assigned and not yet accepted), ``backlog`` (as many may wait) and ``dropped`` (by that queue;
+    both None where the kernel does not tell), ``unserved_ms`` (for how long connections have waited
+    and none was accepted) and ``busy`` (whether its worker is away from its wait).
+
+    Args:
+        page: Of an application, which may have scribbled over it.
+        queues: What the kernel tells of the accept queues, by socket cookie.
     """
     listeners = []
     for index in range(layout.MAX_LISTENERS):
@@ -116,7 +124,7 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
                 "reason": os.strerror(entry.reason) if entry.reason else "",
                 "stolen": entry.stolen,
                 "slots": [
-                    _slot(page, number, entry.slot[number])
+                    _slot(page, number, entry.slot[number], queues)
                     for number in range(min(entry.slots, layout.MAX_SLOTS))
                     if entry.slot[number].state != SlotState.FREE
                 ],
@@ -137,7 +145,14 @@ def _address(entry: layout.Listener) -> str:
     return socket.inet_ntop(socket.AF_INET6, raw)
 
 
-def _slot(page: Page, number: int, slot: layout.Slot) -> dict[str, Any]:
+def _slot(
+    page: Page, number: int, slot: layout.Slot, queues: Mapping[int, Queue]
+) -> dict[str, Any]:
+    queue = queues.get(slot.cookie)
+    waiting = queue.depth if queue else max(0, slot.assigned - slot.accepted - slot.settled)
+    unserved_ns = max(0, time.monotonic_ns() - slot.seen_at)
+    if not waiting or slot.accepted != slot.seen_accepted or not slot.seen_at:
+        unserved_ns = 0
     worker = page.worker[slot.worker % layout.MAX_WORKERS]
     return {
         "slot": number,
@@ -150,7 +165,10 @@ def _slot(page: Page, number: int, slot: layout.Slot) -> dict[str, Any]:
         "accepted": slot.accepted,
         "assigned": slot.assigned,
         "spilled": slot.spilled,
-        "live": slot.live,
-        "waiting": max(0, slot.assigned - slot.accepted),
+        "live": max(0, ctypes.c_int32(slot.live).value),
+        "waiting": waiting,
+        "backlog": queue.limit if queue else None,
+        "dropped": queue.drops if queue else None,
+        "unserved_ms": unserved_ns // 1_000_000,
         "busy": worker.busy_since != 0,
     }
