@@ -77,9 +77,10 @@ static void abandon(struct fs_listener *pl, int index)
 	fs_unpublish(pl, &pl->slot[index]);
 }
 
-/* Give up the slots of dead workers. */
+/* Give up the slots of dead workers, and mend what one left half done that died with the lock. */
 static void sweep(struct fs_listener *pl)
 {
+	unsigned claimed = 0;
 	int found = 0;
 
 	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
@@ -91,7 +92,11 @@ static void sweep(struct fs_listener *pl)
 			abandon(pl, i);
 			found = 1;
 		}
+		claimed += slot->state == FS_SLOT_CLAIMED;
+		if (slot->state == FS_SLOT_ORPHAN)
+			pl->help = 1;
 	}
+	pl->claimed = claimed;
 	if (found)
 		fs_level(pl);
 }
@@ -186,29 +191,44 @@ static int begin_listening(struct listener *l, int fd)
 	return 0;
 }
 
-/* Claim a slot with the socket `fd`; returns its index or -1 with errno. */
-static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint64_t cookie,
-			int shared)
+/* Note a socket in the page as an orphan, before it listens: should this process die before it
+ * polls, the others know of the queue. Returns the slot or -1 with errno.
+ */
+static int reserve(struct listener *l, struct fs_listener *pl, int fd, uint64_t cookie, int shared)
 {
-	int own = cookie == l->cookie;
-	struct fs_worker *worker = own_worker();
-	int index = find_slot(pl, cookie), before = index;
+	int index = find_slot(pl, cookie), own = cookie == l->cookie;
 	struct fs_slot *slot;
 
-	if (index < 0)
+	if (index < 0) {
 		index = free_slot(pl);
-	if (index < 0 || !worker) {
-		errno = ENOSPC;
-		return -1;
+		if (index < 0 || !own_worker()) {
+			errno = ENOSPC;
+			return -1;
+		}
+		pl->slot[index] =
+			(struct fs_slot){.cookie = cookie, .cpu = FS_NO_CPU, .state = FS_SLOT_FREE};
+	} else {
+		fs_unlink_cpu(pl, index);
 	}
 	slot = &pl->slot[index];
-	if (before < 0)
-		*slot = (struct fs_slot){.cookie = cookie, .state = slot->state};
-	else
-		fs_unlink_cpu(pl, index);
 	slot->shared = shared;
 	slot->own = own;
 	slot->fd = own ? l->fd : fd;
+	if (slot->state == FS_SLOT_FREE)
+		set_state(pl, index, FS_SLOT_ORPHAN);
+	return index;
+}
+
+/* Claim the reserved slot of the socket `fd`, which listens; returns its index or -1 with errno. */
+static int claim_socket(struct listener *l, struct fs_listener *pl, int index, int fd)
+{
+	struct fs_worker *worker = own_worker();
+	struct fs_slot *slot = &pl->slot[index];
+
+	if (!worker) {
+		errno = ENOSPC;
+		return -1;
+	}
 	pl->backlog = l->backlog;
 	slot->worker = worker - fs_page->worker;
 	slot->settled = 0;
@@ -282,16 +302,22 @@ int fs_claim(struct listener *l, int epfd)
 	first = l->slot < 0; /* known only now: threads claim at the same time */
 	sweep(pl);
 	if (first && !is_taken(l, pl)) {
-		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);
+		int fd = l->origin >= 0 ? l->origin : l->fd;
+
+		slot = reserve(l, pl, fd, l->cookie, 1);
+		if (slot >= 0)
+			slot = claim_socket(l, pl, slot, fd);
 		if (slot >= 0 && l->origin >= 0)
 			NEXT(dup3)
 		(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
 	} else if (can_choose(l, pl) && (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
-		if (begin_listening(l, fd) == 0)
-			slot = claim_socket(l, pl, fd, l->sibling_cookie[place],
-					    l->sibling_shared[place]);
+		slot = reserve(l, pl, fd, l->sibling_cookie[place], l->sibling_shared[place]);
+		if (slot >= 0 && begin_listening(l, fd) < 0)
+			set_state(pl, slot, FS_SLOT_FREE), slot = -1;
+		if (slot >= 0)
+			slot = claim_socket(l, pl, slot, fd);
 		if (slot >= 0 && first && put_in_place(l, fd) < 0)
 			abandon(pl, slot), slot = -1;
 		if (slot >= 0 && !first)
@@ -387,12 +413,13 @@ void fs_release(struct listener *l, int index)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
 	struct fs_slot *slot = &pl->slot[index];
-	uint32_t owner = fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid;
 	sigset_t saved;
 
-	if (owner != (uint32_t)fs_pid)
-		return; /* taken over */
 	fs_lock(&pl->lock, &saved);
+	if (fs_worker_of(slot)->pid != (uint32_t)fs_pid) {
+		fs_unlock(&pl->lock, &saved);
+		return; /* taken over */
+	}
 	abandon(pl, index);
 	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
 	fs_level(pl);

@@ -56,7 +56,10 @@ int fs_trylock(uint32_t *word, sigset_t *saved)
 
 void fs_unlock(uint32_t *word, const sigset_t *saved)
 {
-	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
+	uint32_t me = getpid();
+
+	/* Not if it was taken from us, who held it for too long. */
+	__atomic_compare_exchange_n(word, &me, 0, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 	pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
