@@ -281,6 +281,7 @@ static __always_inline int choose(struct sk_reuseport_md *ctx)
 	if (!(best & UNCLAIMED) && use_slot(ctx, listener, best, now, 1))
 		return SK_PASS;
 	__sync_fetch_and_add(&listener->passed, 1);
+	listener->help = 1; /* the kernel may choose an orphan */
 	return SK_PASS;
 }
 

@@ -78,7 +78,7 @@ static void abandon(struct fs_listener *pl, int index)
 }
 
 /* Give up the slots of dead workers, and mend what one left half done that died with the lock. */
-static void sweep(struct fs_listener *pl)
+static int sweep(struct fs_listener *pl)
 {
 	unsigned claimed = 0;
 	int found = 0;
@@ -93,12 +93,9 @@ static void sweep(struct fs_listener *pl)
 			found = 1;
 		}
 		claimed += slot->state == FS_SLOT_CLAIMED;
-		if (slot->state == FS_SLOT_ORPHAN)
-			pl->help = 1;
 	}
 	pl->claimed = claimed;
-	if (found)
-		fs_level(pl);
+	return found;
 }
 
 /* This thread's entry in the page, made at its first claim. */
@@ -142,10 +139,22 @@ int fs_fd_of_cookie(int page_index, uint64_t cookie)
 	return -1;
 }
 
-/* A lone socket needs no choice; from the second on the kernel must know all of them. */
+/* Whether a worker polls the listener's only socket. */
+static int is_lone(const struct listener *l, const struct fs_listener *pl)
+{
+	unsigned used = 0;
+
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++)
+		used += pl->slot[i].state != FS_SLOT_FREE;
+	return used < 2 && !l->own_reuseport;
+}
+
+/* A lone socket needs no choice; from the second on the kernel must know all of them, or it would
+ * choose an orphan as well.
+ */
 static int publish_all(struct listener *l, struct fs_listener *pl)
 {
-	if (pl->claimed < 2 && !l->own_reuseport)
+	if (is_lone(l, pl))
 		return 0;
 	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *slot = &pl->slot[i];
@@ -156,7 +165,7 @@ static int publish_all(struct listener *l, struct fs_listener *pl)
 		if (slot->published && pl->tier >= FS_TIER_SELECT)
 			continue;
 		fd = fs_fd_of_cookie(l->page_index, slot->cookie);
-		if (fd >= 0 && fs_publish(l, i, fd) < 0)
+		if (fd >= 0 && fs_publish(l, i, fd) < 0 && (pl->claimed > 1 || l->own_reuseport))
 			return -1;
 	}
 	return 0;
@@ -216,6 +225,7 @@ static int reserve(struct listener *l, struct fs_listener *pl, int fd, uint64_t 
 	slot->fd = own ? l->fd : fd;
 	if (slot->state == FS_SLOT_FREE)
 		set_state(pl, index, FS_SLOT_ORPHAN);
+	pl->help = 1;
 	return index;
 }
 
@@ -300,7 +310,8 @@ int fs_claim(struct listener *l, int epfd)
 	fs_hold_signals(&before);
 	fs_lock(&pl->lock, &saved);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
-	sweep(pl);
+	if (sweep(pl))
+		fs_level(pl);
 	if (first && !is_taken(l, pl)) {
 		int fd = l->origin >= 0 ? l->origin : l->fd;
 
@@ -485,7 +496,8 @@ void fs_forget_past(void)
 
 /* For the keeper, which is not written in C and has no other way to take a lock. It must not
  * wait for one: the holder may be waiting for the keeper's answer. Both return 0 if the
- * lock was not to be had.
+ * lock was not to be had. Nor does it move workers: it may be root, and the page may name
+ * any thread of the host.
  */
 
 /* Give up the slots of dead workers. */

@@ -208,7 +208,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 				   socklen_t *len, int flags)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
-	int saved = errno, connection = -1;
+	int saved = errno, connection = -1, orphans = 0;
 
 	if (slot < 0 || !(fcntl(l->fd, F_GETFL) & O_NONBLOCK))
 		return -1;
@@ -220,6 +220,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 				 fs_fd_of_cookie(l->page_index, other->cookie) :
 				 -1;
 
+		orphans |= other->state == FS_SLOT_ORPHAN;
 		if (fd < 0)
 			continue;
 		connection = NEXT(accept4)(fd, addr, len, flags);
@@ -228,6 +229,9 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 		else
 			__atomic_fetch_add(&other->accepted, 1, __ATOMIC_RELAXED);
 	}
+	/* While no program chooses, orphans go on getting connections. */
+	if (orphans && !page_slot(l->page_index, slot)->published)
+		pl->help = 1;
 	if (connection >= 0) {
 		pl->help = 1; /* there may be more */
 		__atomic_fetch_add(&pl->stolen, 1, __ATOMIC_RELAXED);

@@ -153,13 +153,11 @@ class Keeper:
                 if index < layout.MAX_LISTENERS - 1 and index not in self._selectors:
                     self._selectors[index] = selector
                     self.page.view.listener[index].generation = generation
+                    self._members[index] = selector.cookies()
         for index in range(layout.MAX_LISTENERS):
             entry = self.page.view.listener[index]
             self._generation = max(self._generation, entry.generation)
-            self._members[index] = set()
-            for number in range(min(entry.slots, layout.MAX_SLOTS)):
-                cookie = int(entry.slot[number].cookie)
-                self._members[index].add(cookie.to_bytes(8, sys.byteorder))
+            self._members.setdefault(index, set())
         self._adopt()
         self._sweep()
         self._due = time.monotonic() + GRACE_S
@@ -295,10 +293,12 @@ class Keeper:
             if selector is None:
                 entry = self.page.view.listener[request.listener]
                 selector = Selector(
-                    self.page.map, request.listener, entry.generation, Tier(entry.tier)
+                    self.page.map, request.listener, entry.generation, self.tier
                 )
                 self._selectors[request.listener] = selector
             selector.add(request.slot, member)
+            cookie = member.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+            self._members.setdefault(request.listener, set()).add(cookie)
 
     # -- processes --------------------------------------------------------------------------
 
@@ -338,7 +338,9 @@ class Keeper:
             entry = self.page.view.listener[index]
             for number in range(min(entry.slots, layout.MAX_SLOTS)):
                 slot = entry.slot[number]
-                if slot.state != SlotState.ORPHAN:
+                cookie = int(slot.cookie).to_bytes(8, sys.byteorder)
+                # A socket that nobody handed in is none of the application's, whatever the page says.
+                if slot.state != SlotState.ORPHAN or cookie not in self._members.get(index, ()):
                     continue
                 if listening and slot.cookie not in listening:
                     self._native.fsocket_forget(self._view, index, number, c_uint64(slot.cookie))

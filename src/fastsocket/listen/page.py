@@ -26,6 +26,7 @@ BPF_F_MMAPABLE = 1 << 10
 PAGE_SIZE = mmap.ALLOCATIONGRANULARITY
 MAPPED = -(-ctypes.sizeof(Page) // PAGE_SIZE) * PAGE_SIZE
 FEWEST_SPARE_SLOTS = 16
+LARGEST_ERRNO = 4095
 
 
 class StatusPage:
@@ -121,7 +122,7 @@ def snapshot(page: Page, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
                 "tier": _name(Tier, entry.tier),
                 "passed": entry.passed,
                 "unslotted": entry.unslotted,
-                "reason": os.strerror(entry.reason) if entry.reason else "",
+                "reason": os.strerror(entry.reason & LARGEST_ERRNO) if entry.reason else "",
                 "stolen": entry.stolen,
                 "slots": [
                     _slot(page, number, entry.slot[number], queues)

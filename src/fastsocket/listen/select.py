@@ -101,6 +101,11 @@ class Selector:
             constants.close()
         return found
 
+    def cookies(self) -> set[bytes]:
+        """Return the cookies of the sockets that can be chosen."""
+        values = (self._sockets.lookup(struct.pack("=I", number)) for number in range(MAX_SLOTS))
+        return {value for value in values if value}
+
     def close(self) -> None:
         """Let go; the kernel keeps the program while the group has sockets."""
         if self._object is not None:
