@@ -292,9 +292,7 @@ class Keeper:
             selector = self._selectors.get(request.listener)
             if selector is None:
                 entry = self.page.view.listener[request.listener]
-                selector = Selector(
-                    self.page.map, request.listener, entry.generation, self.tier
-                )
+                selector = Selector(self.page.map, request.listener, entry.generation, self.tier)
                 self._selectors[request.listener] = selector
             selector.add(request.slot, member)
             cookie = member.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
@@ -339,7 +337,7 @@ class Keeper:
             for number in range(min(entry.slots, layout.MAX_SLOTS)):
                 slot = entry.slot[number]
                 cookie = int(slot.cookie).to_bytes(8, sys.byteorder)
-                # A socket that nobody handed in is none of the application's, whatever the page says.
+                # The page may name any socket; the application's are those handed in.
                 if slot.state != SlotState.ORPHAN or cookie not in self._members.get(index, ()):
                     continue
                 if listening and slot.cookie not in listening:
