@@ -65,6 +65,7 @@ class Keeper:
         self.reasons: dict[str, str] = {}
         self._selectors: dict[int, Selector] = {}
         self._members: dict[int, set[bytes]] = {}  # listener: cookies of sockets that joined
+        self._names: dict[int, tuple[Any, ...]] = {}  # listener: family, address, port
         self._lent: list[socket.socket] = []  # what the application got from its own starter
         self._generation = 0
         self._watched: dict[int, int] = {}  # process: its pidfd
@@ -236,10 +237,16 @@ class Keeper:
             cookie = member.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
             index = self._place(family, address, name[1], cookie, Join.LATE in how)
             self._members[index].add(cookie)
+            self._names[index] = (family, *name[:2])
             if how == Join.LATE | Join.INHERITED and pid == self.pid:
                 self._lent.append(member.dup())
             data = pack_reply(0, index, self.page.view.listener[index].tier)
             socket.send_fds(peer, [data], [self.page.fd])
+        if self.tier >= Tier.SELECT:
+            # A second socket that listens gets connections by hash until the program is attached:
+            # then it must not have to be loaded first.
+            with contextlib.suppress(BpfError):
+                self._selector(index)
 
     def _place(self, family: int, address: bytes, port: int, cookie: bytes, late: bool) -> int:
         """Return the entry of that address; a new one where there is none that is in use.
@@ -282,18 +289,22 @@ class Keeper:
         entry.address[:] = address
         entry.generation = self._generation
 
+    def _selector(self, index: int) -> Selector:
+        """Return the listener's program, loaded when first needed."""
+        assert self.page.map
+        if index not in self._selectors:
+            generation = self.page.view.listener[index].generation
+            self._selectors[index] = Selector(self.page.map, index, generation, self.tier)
+        return self._selectors[index]
+
     def _add(self, request: Request, member: socket.socket) -> None:
-        """Let the listener's program choose `member`; the program is loaded when first needed."""
+        """Let the listener's program choose `member`."""
         with member:
             if not (0 <= request.listener < layout.MAX_LISTENERS - 1) or not self.page.map:
                 raise OSError(errno.EINVAL, "no such listener")
             if not 0 <= request.slot < layout.MAX_SLOTS:
                 raise OSError(errno.EINVAL, "no such slot")
-            selector = self._selectors.get(request.listener)
-            if selector is None:
-                entry = self.page.view.listener[request.listener]
-                selector = Selector(self.page.map, request.listener, entry.generation, self.tier)
-                self._selectors[request.listener] = selector
+            selector = self._selector(request.listener)
             selector.add(request.slot, member)
             cookie = member.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
             self._members.setdefault(request.listener, set()).add(cookie)
@@ -336,18 +347,32 @@ class Keeper:
             entry = self.page.view.listener[index]
             for number in range(min(entry.slots, layout.MAX_SLOTS)):
                 slot = entry.slot[number]
-                cookie = int(slot.cookie).to_bytes(8, sys.byteorder)
-                # The page may name any socket; the application's are those handed in.
-                if slot.state != SlotState.ORPHAN or cookie not in self._members.get(index, ()):
+                if slot.state != SlotState.ORPHAN:
                     continue
                 if listening and slot.cookie not in listening:
                     self._native.fsocket_forget(self._view, index, number, c_uint64(slot.cookie))
                 elif slot.published:
-                    fd = self._borrow(slot.fd, slot.cookie)
-                    if fd >= 0:
-                        if not self._native.fsocket_hand_over(self._view, index, number, fd):
-                            self._due = time.monotonic() + GRACE_S
-                        os.close(fd)
+                    self._rescue_slot(index, number)
+
+    def _rescue_slot(self, index: int, number: int) -> None:
+        """Hand over one queue; the page may name any socket, so it must be one handed in to us."""
+        slot = self.page.view.listener[index].slot[number]
+        cookie = int(slot.cookie).to_bytes(8, sys.byteorder)
+        known = cookie in self._members.get(index, ())
+        # In the classic tier siblings are not handed in: they have the listener's address at least.
+        fd = self._borrow(slot.fd, slot.cookie) if known or self.tier == Tier.CLASSIC else -1
+        if fd < 0:
+            return
+        if (known or self._name(fd) == self._names.get(index)) and not (
+            self._native.fsocket_hand_over(self._view, index, number, fd)
+        ):
+            self._due = time.monotonic() + GRACE_S
+        os.close(fd)
+
+    @staticmethod
+    def _name(fd: int) -> tuple[Any, ...]:
+        with socket.socket(fileno=os.dup(fd)) as held:
+            return (held.family, *held.getsockname()[:2])
 
     def _borrow(self, number: int, cookie: int) -> int:
         """Return a copy of the socket with that cookie from a process that holds it, or -1."""
