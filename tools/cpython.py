@@ -76,12 +76,19 @@ class Comparison:
     different: dict[str, str]
     unstable: dict[str, str]
 
+    @property
+    def failed(self) -> list[str]:
+        """Return what failed on stock: the machine's limits, or CPython's own bugs."""
+        return sorted(name for name, outcome in self.stock.items() if outcome == "failed")
+
     def text(self) -> str:
         """Return the report, one line a test."""
         counts = collections.Counter(self.stock.values())
         lines = [", ".join(f"{number} {name}" for name, number in sorted(counts.items()))]
         lines += [f"DIFFERENT {name}: {what}" for name, what in sorted(self.different.items())]
         lines += [f"unstable {name}: {what}" for name, what in sorted(self.unstable.items())]
+        same = set(self.failed) - set(self.different) - set(self.unstable)
+        lines += [f"failed on both sides {name}" for name in sorted(same)]
         lines += [f"not run {pattern}: {why}" for pattern, why in DESELECTED.items()]
         return "\n".join(lines)
 
@@ -143,6 +150,7 @@ def judge(stock: Sequence[str], ours: Sequence[str]) -> bool:
 
 def compare(modules: Sequence[str], pair: tuple[Side, Side]) -> Comparison:
     """Run the modules on both sides at once, then rerun what differs; return the verdicts."""
+    modules = _expanded(modules)
     first = [_finish(run) for run in [_start(side, modules) for side in pair]]
     suspects = _differing(*first)
     seen = [{name: [side.get(name, "absent")] for name in suspects} for side in first]
@@ -159,6 +167,22 @@ def compare(modules: Sequence[str], pair: tuple[Side, Side]) -> Comparison:
         {name: text for name, text in told.items() if name in real},
         {name: text for name, text in told.items() if name not in real},
     )
+
+
+def _expanded(modules: Iterable[str]) -> list[str]:
+    """Replace a package, such as test_asyncio, by its modules: the time limit is for each."""
+    code = "import importlib, sys; print(importlib.import_module('test.' + sys.argv[1]).__file__)"
+    names: list[str] = []
+    for module in modules:
+        found = subprocess.run(
+            [interpreter(), "-c", code, module], capture_output=True, text=True, check=False
+        )
+        path = Path(found.stdout.strip())
+        if path.name == "__init__.py":
+            names += [f"{module}.{part.stem}" for part in sorted(path.parent.glob("test_*.py"))]
+        else:
+            names.append(module)
+    return names
 
 
 def _differing(stock: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:

@@ -4,8 +4,10 @@
 #define FASTSOCKET_FSOCKET_H
 
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdint.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
@@ -92,6 +94,11 @@ extern int fs_mode; /* enable_listen_spawn */
 /* Of the calling thread. */
 extern __thread struct fs_worker *fs_worker; /* NULL until it claimed a slot */
 extern __thread int fs_last_epfd;
+extern pthread_key_t fs_thread_key; /* holds fs_worker too, for the end of the thread */
+extern __thread int fs_interrupted; /* by signals during the last claim */
+
+#define FS_RESTARTED 1 /* handled with SA_RESTART: accept() goes on, poll() and select() do not */
+#define FS_INTERRUPTED 2
 
 static inline struct fd_entry *fd_entry(int fd)
 {
@@ -103,6 +110,11 @@ static inline struct fd_entry *fd_entry(int fd)
 static inline struct fs_slot *page_slot(int listener, int slot)
 {
 	return &fs_page->listener[listener & (FS_MAX_LISTENERS - 1)].slot[slot & (FS_MAX_SLOTS - 1)];
+}
+
+static inline struct fs_worker *fs_worker_of(const struct fs_slot *slot)
+{
+	return &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
 }
 
 /* private.c: descriptors that the application does not know of */
@@ -129,12 +141,25 @@ void fs_register_process(void);
 void fs_before_fork(void);
 void fs_after_fork_in_child(void);
 
+/* exec.c */
+void fs_environment_keep(void);
+
 /* claim.c */
 int fs_claim(struct listener *l, int epfd);
 void fs_pause(struct listener *l, int slot, int paused);
 int fs_fd_of_cookie(int page_index, uint64_t cookie);
 void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
+void fs_settle(void);
+void fs_forget_past(void);
+void fs_thread_ends(void *worker);
+
+/* cpu.c */
+void fs_link_cpu(struct fs_listener *pl, int index);
+void fs_unlink_cpu(struct fs_listener *pl, int index);
+uint32_t fs_choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker);
+void fs_pin_workers(struct fs_listener *pl);
+void fs_level(struct fs_listener *pl);
 
 /* steer.c: how the kernel learns of a slot */
 int fs_classic_works(void);
@@ -153,5 +178,7 @@ int fs_trylock(uint32_t *word, sigset_t *saved);
 void fs_unlock(uint32_t *word, const sigset_t *saved);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);
+void fs_hold_signals(sigset_t *saved);
+void fs_release_signals(const sigset_t *saved);
 
 #endif

@@ -28,5 +28,13 @@
 	HOOK(int, setuid, (uid_t uid), (uid)) \
 	HOOK(int, seteuid, (uid_t uid), (uid)) \
 	HOOK(int, setreuid, (uid_t ruid, uid_t euid), (ruid, euid)) \
-	HOOK(int, setresuid, (uid_t ruid, uid_t euid, uid_t suid), (ruid, euid, suid))
+	HOOK(int, setresuid, (uid_t ruid, uid_t euid, uid_t suid), (ruid, euid, suid)) \
+	HOOK(ssize_t, recvmsg, (int fd, struct msghdr *message, int flags), (fd, message, flags)) \
+	HOOK(int, execve, (const char *path, char *const argv[], char *const env[]), (path, argv, env)) \
+	HOOK(int, execv, (const char *path, char *const argv[]), (path, argv)) \
+	HOOK(int, execvp, (const char *file, char *const argv[]), (file, argv)) \
+	HOOK(int, execvpe, (const char *file, char *const argv[], char *const env[]), (file, argv, env)) \
+	HOOK(int, fexecve, (int fd, char *const argv[], char *const env[]), (fd, argv, env)) \
+	HOOK(int, posix_spawn, (pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, path, actions, attributes, argv, env)) \
+	HOOK(int, posix_spawnp, (pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, file, actions, attributes, argv, env))
 /* clang-format on */

@@ -78,7 +78,7 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 		part = (struct iovec){.iov_base = reply, .iov_len = sizeof(*reply)};
 		message.msg_control = control.bytes;
 		message.msg_controllen = sizeof(control.bytes);
-		if (recvmsg(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
+		if (NEXT(recvmsg)(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
 		    reply->magic == FS_KEEPER_MAGIC) {
 			error = reply->error;
 			result = error ? -1 : 0;
@@ -158,8 +158,8 @@ int fs_keeper_join(struct listener *l, int flags)
 
 	result = ask(&request, l->fd, &reply, &page_fd);
 	if (page_fd >= 0) {
-		if (!fs_page)
-			fs_page = map_page(page_fd);
+		if (!fs_page && (fs_page = map_page(page_fd)))
+			fs_forget_past();
 		NEXT(close)(page_fd);
 	}
 	fs_register_process();

@@ -60,6 +60,35 @@ void fs_unlock(uint32_t *word, const sigset_t *saved)
 	pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
+__thread int fs_interrupted;
+
+/* A claim comes before a call that would wait: a signal during it must not be lost on that wait. */
+void fs_hold_signals(sigset_t *saved)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, saved);
+}
+
+/* Let the signals in, and note what the wait would have done about them (signal(7)). */
+void fs_release_signals(const sigset_t *saved)
+{
+	struct sigaction action;
+	sigset_t pending;
+
+	fs_interrupted = 0;
+	sigpending(&pending);
+	for (int signal = 1; signal < NSIG; signal++) {
+		if (sigismember(&pending, signal) != 1 || sigismember(saved, signal) == 1 ||
+		    sigaction(signal, NULL, &action) < 0 || action.sa_handler == SIG_IGN ||
+		    action.sa_handler == SIG_DFL)
+			continue;
+		fs_interrupted |= action.sa_flags & SA_RESTART ? FS_RESTARTED : FS_INTERRUPTED;
+	}
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
 /* A thread's state (a letter) and start time in clock ticks after boot, from /proc; 0 where
  * that does not tell, as in a chroot.
  */

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
+#define WAITS_TO_SETTLE 128 /* a system call more in so many waits */
 
 /* The listener behind `fd` if it has one and this is not a child of vfork(). */
 static COLD struct listener *cold_listener(int fd)
@@ -116,6 +118,16 @@ EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 
 /* accept */
 
+/* Whether a signal of that kind came during the claim that has just been made; sets errno. */
+static COLD int was_interrupted(int kinds)
+{
+	int interrupted = fs_interrupted & kinds;
+
+	fs_interrupted = 0;
+	errno = interrupted ? EINTR : errno;
+	return interrupted;
+}
+
 /* What accept() works on for this thread. */
 struct source {
 	int fd, slot;
@@ -140,6 +152,14 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 	return (struct source){fd, l->slot};
 }
 
+/* A counted connection is gone. */
+static inline void closed(const struct fd_entry *entry)
+{
+	if (entry->era == fs_era)
+		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
+				   __ATOMIC_RELAXED);
+}
+
 /* Count an accepted connection for its slot, until it is closed. */
 static inline void opened(const struct fd_entry *entry, int slot, int connection)
 {
@@ -148,6 +168,8 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 
 	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
+	if (fd_entry(connection)->kind == FD_CONNECTION)
+		closed(fd_entry(connection)); /* unseen: close_range(), a raw system call */
 	if (fd_entry(connection) != fd_entry(-1))
 		*fd_entry(connection) = (struct fd_entry){
 			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
@@ -189,6 +211,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 	if (slot < 0 || !(fcntl(l->fd, F_GETFL) & O_NONBLOCK))
 		return -1;
 	pl->help = 0;
+	page_slot(l->page_index, slot)->help = 0; /* its worker is at it */
 	for (unsigned i = 0; connection < 0 && i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[i];
 		int fd = (int)i != slot && wants_help(other) ?
@@ -226,6 +249,9 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (entry->kind != FD_LISTENER)
 		return NEXT(accept4)(fd, addr, len, flags);
 	source = source_of(entry, fd);
+	if (unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED) &&
+	    !(fcntl(fd, F_GETFL) & O_NONBLOCK))
+		return -1;
 	connection = -1;
 	if (unlikely(help_is_wanted(entry)))
 		connection = accept_for_another(&fs_listeners[entry->listener], source.slot, addr,
@@ -245,6 +271,38 @@ EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
 	return fd_entry(fd)->kind == FD_LISTENER ? accept4(fd, addr, len, 0) :
 						   NEXT(accept)(fd, addr, len);
+}
+
+/* recvmsg */
+
+/* Listeners that another process hands over (HAProxy's expose-fd) are known from here on. */
+static COLD void received(struct msghdr *message)
+{
+	int saved = errno, listening, fd;
+	socklen_t length;
+
+	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head;
+	     head = CMSG_NXTHDR(message, head)) {
+		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {
+			memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
+			length = sizeof(listening);
+			if (!getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
+			    listening)
+				fs_listener_add(fd, SOMAXCONN);
+		}
+	}
+	errno = saved;
+}
+
+EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+	ssize_t result = NEXT(recvmsg)(fd, message, flags);
+
+	if (unlikely(result >= 0 && message->msg_controllen && fs_mode))
+		received(message);
+	return result;
 }
 
 /* close, dup2, dup3 */
@@ -273,9 +331,7 @@ EXPORT int close(int fd)
 	if (unlikely(entry->kind != FD_CONNECTION))
 		return close_special(fd);
 	entry->kind = FD_OTHER;
-	if (entry->era == fs_era)
-		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
-				   __ATOMIC_RELAXED);
+	closed(entry);
 	return NEXT(close)(fd);
 }
 
@@ -326,6 +382,7 @@ static COLD int polled_fd(struct listener *l, int epfd, int op)
 			l->epfd = epfd;
 		else if (l->slot < 0 || (l->epfd != epfd && l->tid != syscall(SYS_gettid)))
 			fs_claim(l, epfd);
+		fs_interrupted = 0; /* no wait follows at once */
 		own = fs_stand_in(l, epfd);
 	}
 	return own ? own->fd : l->fd;
@@ -356,7 +413,8 @@ static inline void wait_begins(void)
 {
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
-		fs_worker->waits++;
+		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
+			fs_settle();
 	}
 }
 
@@ -415,29 +473,32 @@ static COLD void claim_polled(int fd)
 		fs_claim(l, -1);
 }
 
-static inline void poll_begins(const struct pollfd *fds, nfds_t count)
+static inline int poll_begins(const struct pollfd *fds, nfds_t count)
 {
 	if (unlikely(fs_unclaimed))
 		for (nfds_t i = 0; i < count; i++)
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
 	wait_begins();
+	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
-static inline void select_begins(int count, const fd_set *in)
+static inline int select_begins(int count, const fd_set *in)
 {
 	if (unlikely(fs_unclaimed && in))
 		for (int fd = 0; fd < count; fd++)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
 	wait_begins();
+	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
 EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(poll)(fds, count, timeout);
 	wait_ends();
 	return result;
@@ -447,7 +508,8 @@ EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(__poll_chk)(fds, count, timeout, size);
 	wait_ends();
 	return result;
@@ -458,7 +520,8 @@ EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeou
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(ppoll)(fds, count, timeout, mask);
 	wait_ends();
 	return result;
@@ -469,7 +532,8 @@ EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *
 {
 	int result;
 
-	poll_begins(fds, count);
+	if (poll_begins(fds, count))
+		return -1;
 	result = NEXT(__ppoll_chk)(fds, count, timeout, mask, size);
 	wait_ends();
 	return result;
@@ -479,7 +543,8 @@ EXPORT int select(int count, fd_set *in, fd_set *out, fd_set *except, struct tim
 {
 	int result;
 
-	select_begins(count, in);
+	if (select_begins(count, in))
+		return -1;
 	result = NEXT(select)(count, in, out, except, timeout);
 	wait_ends();
 	return result;
@@ -490,7 +555,8 @@ EXPORT int pselect(int count, fd_set *in, fd_set *out, fd_set *except,
 {
 	int result;
 
-	select_begins(count, in);
+	if (select_begins(count, in))
+		return -1;
 	result = NEXT(pselect)(count, in, out, except, timeout, mask);
 	wait_ends();
 	return result;

@@ -3,6 +3,7 @@
 
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsocket import config
-from fastsocket.config import ALLOWED, Parameters, checked, load_config, load_profile, profile_for
+from fastsocket.config import ALLOWED, Parameters, checked, load_config
 from fastsocket.errors import UsageError
+from fastsocket.profile import load_profile, profile_for, profile_names
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +41,7 @@ WRONG = {
 
 
 def test_every_parameter_is_documented_and_tested() -> None:
-    assert set(ALLOWED) == set(GOOD) == set(WRONG) == set(Parameters.__struct_fields__)
+    assert set(ALLOWED) == set(GOOD) == set(WRONG) == {field.name for field in fields(Parameters)}
 
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in GOOD.items() for v in vs])
@@ -120,10 +122,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_profiles_are_complete() -> None:
     names = "gunicorn granian haproxy lighttpd memcached nginx redis uvicorn"
-    assert set(config.profile_names()) == set(names.split())
+    assert set(profile_names()) == set(names.split())
 
 
-@pytest.mark.parametrize("name", config.profile_names())
+@pytest.mark.parametrize("name", profile_names())
 def test_profile(name: str) -> None:
     profile = load_profile(name)
     assert profile.parameters.keys() == profile.reasons.keys()

@@ -23,7 +23,7 @@ LAYERS = [
     {"app", "steer", "nic", "bench", "observe", "report"},
     {"listen", "local"},
     {"bpf", "host"},
-    {"config", "native"},
+    {"config", "native", "profile"},
     {"errors", ""},
 ]
 MOST_LINES = 400

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lib": ("lib", "Print the path of libfsocket.so."),
     "nic": ("nic", "Show, plan, apply and undo the network card's settings."),
     "status": ("status", "Show what is active, what is missing and why."),
+    "steer": ("steer", "Send packets to CPUs by rules written in Python."),
     "demo": ("demo", "The two-minute tour: stock, reuseport and Fastsocket side by side."),
     "bench": ("bench", "Compare the modes of a server under load."),
     "load": ("load", "Make parameters the host's defaults."),

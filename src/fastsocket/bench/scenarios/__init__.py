@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fastsocket.bench.scenario import Scenario
 from fastsocket.bench.scenarios.crash import Crash
 from fastsocket.bench.scenarios.longlived import Longlived
+from fastsocket.bench.scenarios.overhead import Overhead
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.stall import Stall
 
@@ -19,5 +20,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         Stall("stall-burn", burn=True),
         Crash(),
         Longlived(),
+        Overhead(),
     )
 }
