@@ -39,6 +39,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 PATIENCE_S = 15.0
 CLONE_NEWNET = 0x40000000
 KEEPER_COMM = "fastsocket-keep"
+HOME = Path("/proc/self/ns/net").readlink()  # the namespace of everybody else
 _libc = ctypes.CDLL(None, use_errno=True)
 _SS_USER = re.compile(r"pid=(\d+),fd=(\d+)")
 
@@ -71,7 +72,7 @@ def namespace() -> Iterator[None]:
 def _inhabitants() -> list[int]:
     """Return the other living processes of this network namespace."""
     here = Path("/proc/thread-self/ns/net").readlink()
-    assert here != Path("/proc/1/ns/net").readlink(), "only what lives in a namespace of ours"
+    assert here != HOME, "only what lives in a namespace of ours"
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():

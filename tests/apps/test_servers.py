@@ -63,7 +63,8 @@ def expect_workers(
         with on_cpu(cpu):
             for _ in range(CONNECTIONS):
                 request()
-    (listener,) = (row for row in app.status()["listeners"] if row["port"] == (port or app.port))
+    rows = app.status()["listeners"]
+    listener = next(row for row in rows if row["port"] == (port or app.port))
     slots = [slot for slot in listener["slots"] if slot["state"] == "claimed"]
     assert sum(slot["accepted"] for slot in slots) - before == len(used) * CONNECTIONS
     for cpu in used:
