@@ -133,14 +133,14 @@ struct source {
 	int fd, slot;
 };
 
-static COLD struct source accept_source(struct listener *l, int fd)
+static COLD struct source accept_source(struct listener *l)
 {
 	struct stand_in *own;
 
 	if (l->slot == UNCLAIMED && !l->inherited_epoll)
 		fs_claim(l, -1);
 	own = l->stand_ins ? fs_stand_in(l, fs_last_epfd) : NULL;
-	return own ? (struct source){own->fd, own->slot} : (struct source){fd, l->slot};
+	return own ? (struct source){own->fd, own->slot} : (struct source){l->fd, l->slot};
 }
 
 static inline struct source source_of(const struct fd_entry *entry, int fd)
@@ -148,7 +148,7 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 	struct listener *l = &fs_listeners[entry->listener];
 
 	if (unlikely(l->slot == UNCLAIMED || l->stand_ins))
-		return accept_source(l, fd);
+		return accept_source(l);
 	return (struct source){fd, l->slot};
 }
 
@@ -288,9 +288,9 @@ static COLD void received(struct msghdr *message)
 		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {
 			memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
 			length = sizeof(listening);
-			if (!getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
+			if (!NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
 			    listening)
-				fs_listener_add(fd, SOMAXCONN, 0);
+				fs_listener_add(fd, SOMAXCONN, 1);
 		}
 	}
 	errno = saved;
@@ -373,7 +373,7 @@ static void set_paused(struct listener *l, int slot, int *paused, int now)
 }
 
 /* The descriptor to be used in this thread's epoll instance in place of the listener's. */
-static COLD int polled_fd(struct listener *l, int epfd, int op, int fd)
+static COLD int polled_fd(struct listener *l, int epfd, int op)
 {
 	struct stand_in *own = fs_stand_in(l, epfd);
 
@@ -385,13 +385,12 @@ static COLD int polled_fd(struct listener *l, int epfd, int op, int fd)
 		fs_interrupted = 0; /* no wait follows at once */
 		own = fs_stand_in(l, epfd);
 	}
-	return own ? own->fd : fd;
+	return own ? own->fd : l->fd;
 }
 
-static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, int listener,
-				   struct epoll_event *event)
+static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, struct epoll_event *event)
 {
-	int fd = polled_fd(l, epfd, op, listener), result = NEXT(epoll_ctl)(epfd, op, fd, event);
+	int fd = polled_fd(l, epfd, op), result = NEXT(epoll_ctl)(epfd, op, fd, event);
 	int polls = op != EPOLL_CTL_DEL && event && event->events & EPOLLIN;
 	struct stand_in *own = fs_stand_in(l, epfd);
 
@@ -406,7 +405,7 @@ EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
 	struct listener *l = listener_of(fd);
 
-	return unlikely(l) ? epoll_ctl_listener(l, epfd, op, fd, event) :
+	return unlikely(l) ? epoll_ctl_listener(l, epfd, op, event) :
 			     NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 

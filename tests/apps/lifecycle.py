@@ -2,7 +2,6 @@
 """Load that runs while a server's workers come and go, and what of it was lost."""
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -66,7 +65,7 @@ def load(port: int, connections: int = 16, *words: str) -> Iterator[Load]:
 @contextmanager
 def load_with_kills(port: int, connections: int = 16) -> Iterator[Load]:
     """The same, and the kernel tells which connections a killed worker took along."""
-    inode = os.stat(Path("/proc/thread-self/ns/net")).st_ino
+    inode = Path("/proc/thread-self/ns/net").stat().st_ino
     with Probe() as probe:
         probe.watch(inode, port)
         with probe.attached(*LOSSES):

@@ -63,8 +63,8 @@ def expect_workers(
         with on_cpu(cpu):
             for _ in range(CONNECTIONS):
                 request()
-    rows = app.status()["listeners"]
-    listener = next(row for row in rows if row["port"] == (port or app.port))
+    rows = [row for row in app.status()["listeners"] if row["port"] == (port or app.port)]
+    listener = next(row for row in rows if ":" not in row["address"])
     slots = [slot for slot in listener["slots"] if slot["state"] == "claimed"]
     assert sum(slot["accepted"] for slot in slots) - before == len(used) * CONNECTIONS
     for cpu in used:
