@@ -73,6 +73,7 @@ struct listener {
 	int paused; /* the application took it out of its epoll instance for a while */
 	int inherited_epoll; /* an ancestor polls it in an epoll instance that we may share */
 	uint64_t cookie; /* of the application's own socket */
+	uint64_t fd_cookie; /* of the socket behind `fd`; another one there is a stranger */
 	int stand_ins;
 	int siblings;
 	struct stand_in stand_in[FS_MAX_SLOTS];
