@@ -62,8 +62,8 @@ def test_stat_takes_idle_iowait_and_steal_as_rest():
 
 
 def test_window_divides_by_its_own_connections():
-    before = Reading(10.0, 2, 5.0, 1000, 100, 50, None)
-    after = Reading(11.0, 2, 5.5, 2000, 200, 74, None)
+    before = Reading(10.0, 2, 5.0, 1000, 100, 50, None, {})
+    after = Reading(11.0, 2, 5.5, 2000, 200, 74, None, {})
     seen = window(before, after)
     assert seen.busy_seconds == pytest.approx(1.5)
     assert seen.per_connection(seen.segments) == 10

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,7 +45,9 @@ class Stall:
 class Site:
     """Where and how large: address and port to listen on, workers, and a directory for files.
 
-    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall.
+    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall; `cpus` are
+    those that the workers are kept to (empty: all that may be used); `capacity` is how many
+    connections there must be room for; with a `backend`, requests are passed on to that.
     """
 
     address: str
@@ -54,6 +56,9 @@ class Site:
     directory: Path
     keep_alive: bool = False
     stall: Stall | None = None
+    cpus: tuple[int, ...] = ()
+    capacity: int = CONNECTIONS
+    backend: tuple[str, int] | None = None
 
     def file(self, name: str, text: str) -> Path:
         """Write a file of the server and return its path."""
@@ -89,6 +94,25 @@ def _program(name: str, package: str) -> str:
     return path
 
 
+def cpu_mask(cpus: Sequence[int]) -> str:
+    """Return nginx's mask of `cpus`, with a space before it; nothing for all of the machine."""
+    if not cpus:
+        return ""
+    return " " + "".join("1" if cpu in cpus else "0" for cpu in range(max(cpus), -1, -1))
+
+
+def _sockets(site: Site) -> int:
+    """Return how many sockets a worker may have: a proxy has two for each connection."""
+    return 2 * site.capacity if site.backend else site.capacity
+
+
+def _first_core(site: Site) -> list[str]:
+    """Return the demo server's option to pin its workers: it pins to neighbouring CPUs only."""
+    cpus = sorted(site.cpus or os.sched_getaffinity(0))
+    neighbours = cpus[-1] - cpus[0] == len(cpus) - 1
+    return ["-c", str(cpus[0])] if neighbours else []
+
+
 class Nginx:
     """nginx: master and workers, one to a CPU, no accept mutex."""
 
@@ -102,17 +126,20 @@ class Nginx:
         slow = ""
         if site.stall:
             slow = f"location = /slow {{ access_log {site.stall.log}; return 200 slow; }}"
+        serve = f'return 200 "{ANSWER}";'
+        if site.backend:
+            serve = f"proxy_pass http://{site.backend[0]}:{site.backend[1]};"
         path = site.file(
             "nginx.conf",
             f"""\
 daemon off;
 worker_processes {site.workers};
-worker_cpu_affinity auto;
+worker_cpu_affinity auto{cpu_mask(site.cpus)};
 pid {site.directory}/nginx.pid;
 error_log stderr;
 events {{
     accept_mutex off;
-    worker_connections {CONNECTIONS};
+    worker_connections {_sockets(site)};
 }}
 http {{
     access_log off;
@@ -121,7 +148,7 @@ http {{
     server {{
         listen {site.address}:{site.port}{reuseport};
         {slow}
-        location / {{ return 200 "{ANSWER}"; }}
+        location / {{ {serve} }}
     }}
 }}
 """,
@@ -146,12 +173,16 @@ class Haproxy:
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
         shards = " shards by-thread" if mode.listens is Mode.REUSEPORT else ""
+        serve = f'http-request return status 200 content-type text/plain string "{ANSWER}"'
+        if site.backend:
+            host, port = site.backend
+            serve = f"default_backend behind\n\nbackend behind\n    server one {host}:{port}"
         path = site.file(
             "haproxy.cfg",
             f"""\
 global
     nbthread {site.workers}
-    maxconn {CONNECTIONS}
+    maxconn {site.capacity}
 {self._tuning}
 defaults
     mode http
@@ -162,7 +193,7 @@ defaults
 
 frontend bench
     bind {site.address}:{site.port}{shards}
-    http-request return status 200 content-type text/plain string "{ANSWER}"
+    {serve}
 """,
         )
         return [_program("haproxy", "haproxy"), "-db", "-f", str(path)]
@@ -185,7 +216,8 @@ server.bind = "{site.address}"
 server.port = {site.port}
 server.max-worker = {site.workers}
 server.max-keep-alive-requests = 0
-server.max-connections = {CONNECTIONS}
+server.max-connections = {site.capacity}
+server.max-fds = {2 * site.capacity}
 index-file.names = ( "answer.txt" )
 mimetype.assign = ( ".txt" => "text/plain" )
 """,
@@ -202,8 +234,7 @@ class Demo:
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
         program = str(native_file("fastsocket-demo"))
-        first = str(min(os.sched_getaffinity(0)))
-        listen = ["-w", str(site.workers), "-c", first, "-a", f"{site.address}:{site.port}"]
+        listen = ["-w", str(site.workers), *_first_core(site), "-a", f"{site.address}:{site.port}"]
         own = ["--reuseport"] if mode.listens is Mode.REUSEPORT else []
         keep = ["-k"] if site.keep_alive else []
         stall = []
@@ -267,7 +298,7 @@ class Granian:
             *_module("granian"),
             *("--interface", "asgi", "--workers", str(site.workers), keep),
             # Idle connections count against the backpressure, whose default is 1,024 for all.
-            *("--backlog", str(BACKLOG), "--backpressure", str(CONNECTIONS)),
+            *("--backlog", str(BACKLOG), "--backpressure", str(site.capacity)),
             *("--host", site.address, "--port", str(site.port), "--log-level", "warning"),
             *("--working-dir", str(_application(site)), "bench_app:asgi"),
         ]

@@ -12,10 +12,17 @@ from rich.console import Console
 from fastsocket.bench.clients import CLIENTS
 from fastsocket.bench.result import write
 from fastsocket.bench.scenarios import SCENARIOS
+from fastsocket.bench.scenarios.scale import PER_CORE
 from fastsocket.bench.servers import SERVERS
-from fastsocket.bench.session import DEFAULT_WARMUP, MAX_CONNECTIONS, Request, perform
+from fastsocket.bench.session import (
+    DEFAULT_CONNECTIONS,
+    DEFAULT_WARMUP,
+    MAX_CONNECTIONS,
+    Request,
+    perform,
+)
 from fastsocket.bench.table import print_result
-from fastsocket.errors import ConflictError
+from fastsocket.errors import ConflictError, UsageError
 
 __all__ = ["command"]
 
@@ -44,10 +51,9 @@ INTERRUPTED = 130
 @click.option(
     "--connections",
     type=click.IntRange(1, MAX_CONNECTIONS),
-    default=64,
-    show_default=True,
-    help="Concurrent connections.",
+    help=f"At once [default: {DEFAULT_CONNECTIONS}]; of scale on each core [{PER_CORE}].",
 )
+@click.option("--cores", default="", help="Comma list of core counts (scale).")
 @click.option("--client", type=click.Choice(["auto", *CLIENTS]), default="auto", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Listen here; 0 chooses.")
 @click.option("--seed", type=click.IntRange(0), help="Of the order of runs and the intervals.")
@@ -66,7 +72,8 @@ def command(
     runs: int,
     seconds: float,
     warmup: float,
-    connections: int,
+    connections: int | None,
+    cores: str,
     client: str,
     port: int,
     seed: int | None,
@@ -99,6 +106,7 @@ def command(
             seed=seed,
             run_options=shlex.split(run_options),
             rate=rate,
+            cores=_counts(cores),
             call_sites=call_sites,
         )
     )
@@ -112,3 +120,16 @@ def command(
         raise outcome.failure
     if outcome.result.interrupted:
         sys.exit(INTERRUPTED)
+
+
+def _counts(text: str) -> list[int]:
+    """Return the core counts of a comma list.
+
+    Raises:
+        UsageError: One is not a number of cores.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if not word.isascii() or not word.isdigit() or int(word) < 1:
+            raise UsageError(f"--cores {word!r} is no number of cores", todo="such as 1,2,4")
+    return [int(word) for word in words]
