@@ -10,7 +10,8 @@ from fastsocket.bench.clients import CLIENTS, Load, client
 from fastsocket.bench.counters import Reading, parse_snmp, parse_stat, window
 from fastsocket.bench.kallsyms import Symbols, call_site
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.servers import SERVERS, Site, server
+from fastsocket.bench.servers import Site
+from fastsocket.bench.stores import SERVERS, server
 from fastsocket.bench.session import Request, perform
 from fastsocket.errors import FastsocketError, UsageError
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from fastsocket.bench.modes import Mode
-from fastsocket.errors import FastsocketError, UsageError
+from fastsocket.errors import FastsocketError
 from fastsocket.native import native_file
 
-__all__ = ["ANSWER", "SERVERS", "Server", "Site", "Stall", "server"]
+__all__ = ["ANSWER", "CONNECTIONS", "HTTP_SERVERS", "Server", "Site", "Stall", "program"]
 
 ANSWER = "0123456789abcdef" * 4
 # Below the hard limit of open files that containers usually get (4,096 or more).
@@ -86,7 +86,7 @@ class Server(Protocol):
         """
 
 
-def _program(name: str, package: str) -> str:
+def program(name: str, package: str) -> str:
     """Return the program's path, also where sbin is not in a user's PATH."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin")
     if path is None:
@@ -153,8 +153,8 @@ http {{
 }}
 """,
         )
-        program = _program("nginx", "nginx-light")
-        return [program, "-e", "stderr", "-p", str(site.directory), "-c", str(path)]
+        nginx = program("nginx", "nginx-light")
+        return [nginx, "-e", "stderr", "-p", str(site.directory), "-c", str(path)]
 
 
 class Haproxy:
@@ -196,7 +196,7 @@ frontend bench
     {serve}
 """,
         )
-        return [_program("haproxy", "haproxy"), "-db", "-f", str(path)]
+        return [program("haproxy", "haproxy"), "-db", "-f", str(path)]
 
 
 class Lighttpd:
@@ -222,7 +222,7 @@ index-file.names = ( "answer.txt" )
 mimetype.assign = ( ".txt" => "text/plain" )
 """,
         )
-        return [_program("lighttpd", "lighttpd"), "-D", "-f", str(path)]
+        return [program("lighttpd", "lighttpd"), "-D", "-f", str(path)]
 
 
 class Demo:
@@ -233,7 +233,7 @@ class Demo:
 
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
-        program = str(native_file("fastsocket-demo"))
+        demo = str(native_file("fastsocket-demo"))
         listen = ["-w", str(site.workers), *_first_core(site), "-a", f"{site.address}:{site.port}"]
         own = ["--reuseport"] if mode.listens is Mode.REUSEPORT else []
         keep = ["-k"] if site.keep_alive else []
@@ -241,7 +241,7 @@ class Demo:
         if site.stall:
             times = f"{site.stall.milliseconds}/{site.stall.every_milliseconds}"
             stall = ["--stall", times, *(["--burn"] if site.stall.burn else [])]
-        return [program, *listen, *own, *keep, *stall]
+        return [demo, *listen, *own, *keep, *stall]
 
 
 _APPLICATION = """\
@@ -317,7 +317,7 @@ def _application(site: Site) -> Path:
     return site.file("bench_app.py", _APPLICATION.format(answer=ANSWER, seconds=seconds)).parent
 
 
-SERVERS: Mapping[str, Server] = {
+HTTP_SERVERS: Mapping[str, Server] = {
     known.name: known
     for known in (
         Nginx(),
@@ -329,14 +329,3 @@ SERVERS: Mapping[str, Server] = {
         Demo(),
     )
 }
-
-
-def server(name: str) -> Server:
-    """Return the server `name`.
-
-    Raises:
-        UsageError: There is none.
-    """
-    if name not in SERVERS:
-        raise UsageError(f"no server {name!r}", todo=f"choose one of {', '.join(SERVERS)}")
-    return SERVERS[name]

@@ -24,7 +24,8 @@ from fastsocket.bench.runner import Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import ADDRESS, SPARE, Setup
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
-from fastsocket.bench.servers import CONNECTIONS, server
+from fastsocket.bench.servers import CONNECTIONS
+from fastsocket.bench.stores import server
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
 from fastsocket.host.topology import order_physical_first, read_topology
 

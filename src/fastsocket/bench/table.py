@@ -24,6 +24,11 @@ LABELS = {
     "p99_us_calm": "p99 us, no stall",
     "accepted_lost": "lost with a worker",
     "queued_lost": "lost in a queue",
+    "rps": "requests/s",
+    "rps_1": "requests/s, 1 alone",
+    "p99_us_1": "p99 us, 1 alone",
+    "local_percent_1": "local %, 1 alone",
+    "active_local_percent": "backend local %",
 }
 SITES_SHOWN = 8
 

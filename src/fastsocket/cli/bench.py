@@ -13,7 +13,6 @@ from fastsocket.bench.clients import CLIENTS
 from fastsocket.bench.result import write
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.scale import PER_CORE
-from fastsocket.bench.servers import SERVERS
 from fastsocket.bench.session import (
     DEFAULT_CONNECTIONS,
     DEFAULT_WARMUP,
@@ -21,6 +20,7 @@ from fastsocket.bench.session import (
     Request,
     perform,
 )
+from fastsocket.bench.stores import SERVERS
 from fastsocket.bench.table import print_result
 from fastsocket.errors import ConflictError, UsageError
 

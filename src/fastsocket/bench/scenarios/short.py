@@ -13,7 +13,7 @@ from fastsocket.bench.kallsyms import Symbols, call_site
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.probe import ACCEPTS, EVENTS, SITES, Accepts
 from fastsocket.bench.scenario import Measurement, Setup, Stage, stage
-from fastsocket.bench.servers import SERVERS
+from fastsocket.bench.servers import HTTP_SERVERS
 from fastsocket.bench.stats import spread
 
 __all__ = ["Short", "measure_speed", "watch_accepts"]
@@ -38,7 +38,7 @@ class Short:
         "p99_us": "us",
         "errors": "connections",
     }
-    servers = tuple(SERVERS)
+    servers = tuple(HTTP_SERVERS)
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
