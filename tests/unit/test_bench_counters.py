@@ -11,8 +11,8 @@ from fastsocket.bench.counters import Reading, parse_snmp, parse_stat, window
 from fastsocket.bench.kallsyms import Symbols, call_site
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.servers import Site
-from fastsocket.bench.stores import SERVERS, server
 from fastsocket.bench.session import Request, perform
+from fastsocket.bench.stores import SERVERS, server
 from fastsocket.errors import FastsocketError, UsageError
 
 pytestmark = pytest.mark.unit
