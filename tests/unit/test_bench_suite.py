@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`bench all`: what is run, what is kept, what is not mixed."""
 
+import ctypes
+import signal
+import sys
+
 import msgspec
 import pytest
 
 from fastsocket.bench import suite
+from fastsocket.bench.interrupt import interruptible
 from fastsocket.bench.result import FORMAT, Result, describe_host
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.session import Outcome
@@ -138,3 +143,24 @@ def test_a_directory_that_cannot_be(tmp_path, calls):
     with pytest.raises(FastsocketError, match="cannot be made"):
         run(tmp_path / "file")
     assert calls == []
+
+
+def test_a_signal_that_a_callback_dropped_is_not_lost(tmp_path, calls, monkeypatch):
+    """As libbpf's messages do, ctypes drops what is raised within a callback."""
+    succeed = suite.perform
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))
+
+    def deaf(request):
+        with interruptible():
+            callback()
+        return succeed(request)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    monkeypatch.setattr(suite, "perform", deaf)
+    before = signal.getsignal(signal.SIGINT)
+    got = run(tmp_path)
+    assert got.interrupted
+    assert calls == ["short-nginx"]
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(suite, "perform", succeed)
+    assert not run(tmp_path).interrupted

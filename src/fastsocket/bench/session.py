@@ -4,7 +4,6 @@
 import os
 import random
 import resource
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastsocket.bench.clients import client
+from fastsocket.bench.interrupt import check, interruptible
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import Probe
@@ -107,6 +107,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
     notes: list[str] = []
     private = _namespaces_work(notes)
     with ExitStack() as stack:
+        stack.enter_context(interruptible())
         probe, reason = _open_probe(stack)
         setup = Setup(
             server=chosen,
@@ -124,7 +125,6 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             call_sites=request.call_sites,
             rate=request.rate,
         )
-        stack.enter_context(_terminable())
         setup = scenario.prepare(setup)
         advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))
         times = (request.rounds, seed, advance, request.budget_seconds)
@@ -199,18 +199,8 @@ def _raise_file_limit(needed: int) -> int:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C for a block: servers are ended and completed rounds are kept."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar on stderr for a block, if that is a terminal."""
+    """Show progress on stderr for a block, if that is a terminal; an interrupt ends it there."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -224,6 +214,7 @@ def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         task = progress.add_task(title, total=None)
 
         def advance(done: int, total: int, text: str) -> None:
+            check()
             progress.update(task, completed=done, total=total, description=f"{title}: {text}")
 
         yield advance

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from fastsocket.bench.interrupt import check, interruptible
 from fastsocket.bench.result import Result, describe_host, write
 from fastsocket.bench.session import DEFAULT_WARMUP, Request, perform
 from fastsocket.errors import ConflictError, FastsocketError
@@ -94,40 +95,42 @@ def run_suite(
         for step, file in files.items():
             if file.exists():
                 suite.results[step.name] = _finished(file, seconds, run_options)
-    for number, (step, file) in enumerate(files.items(), start=1):
-        place = f"{number}/{len(steps)} {step.name}"
-        if step.name in suite.results:
-            tell(f"{place}: {file} has it")
-            continue
-        tell(f"{place}: at most {step.budget_seconds:.0f} s")
-        request = Request(
-            scenario=step.scenario,
-            server=step.server,
-            rounds=rounds,
-            seconds=seconds,
-            warmup=warmup,
-            seed=seed,
-            run_options=run_options,
-            budget_seconds=step.budget_seconds,
-        )
-        try:
-            outcome = perform(request)
-        except KeyboardInterrupt:
-            suite.interrupted = True
-            break
-        except FastsocketError as failure:
-            suite.failures[step.name] = failure
-            tell(f"{place}: {failure}")
-            continue
-        if outcome.failure:
-            suite.failures[step.name] = outcome.failure
-            tell(f"{place}: {outcome.failure}")
-        elif outcome.result.interrupted:
-            suite.interrupted = True
-            break
-        else:
-            write(outcome.result, file, force=True)
-            suite.results[step.name] = outcome.result
+    with interruptible():
+        for number, (step, file) in enumerate(files.items(), start=1):
+            place = f"{number}/{len(steps)} {step.name}"
+            if step.name in suite.results:
+                tell(f"{place}: {file} has it")
+                continue
+            tell(f"{place}: at most {step.budget_seconds:.0f} s")
+            request = Request(
+                scenario=step.scenario,
+                server=step.server,
+                rounds=rounds,
+                seconds=seconds,
+                warmup=warmup,
+                seed=seed,
+                run_options=run_options,
+                budget_seconds=step.budget_seconds,
+            )
+            try:
+                check()
+                outcome = perform(request)
+            except KeyboardInterrupt:
+                suite.interrupted = True
+                break
+            except FastsocketError as failure:
+                suite.failures[step.name] = failure
+                tell(f"{place}: {failure}")
+                continue
+            if outcome.failure:
+                suite.failures[step.name] = outcome.failure
+                tell(f"{place}: {outcome.failure}")
+            elif outcome.result.interrupted:
+                suite.interrupted = True
+                break
+            else:
+                write(outcome.result, file, force=True)
+                suite.results[step.name] = outcome.result
     return suite
 
 
