@@ -8,9 +8,11 @@ into a directory of the run and stays in the foreground; the mode decides only h
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -101,6 +103,20 @@ def cpu_mask(cpus: Sequence[int]) -> str:
     return " " + "".join("1" if cpu in cpus else "0" for cpu in range(max(cpus), -1, -1))
 
 
+def _temporary_paths(nginx: str, directory: Path) -> str:
+    """Return directives that keep nginx out of directories that only root may write."""
+    paths = ("client_body", *_passing_modules(nginx))
+    return "\n    ".join(f"{name}_temp_path {directory}/{name};" for name in paths)
+
+
+@cache
+def _passing_modules(nginx: str) -> tuple[str, ...]:
+    """Return the modules with a directory of their own that the program was built with."""
+    said = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=False).stderr
+    modules = ("proxy", "fastcgi", "uwsgi", "scgi")
+    return tuple(name for name in modules if f"--without-http_{name}_module" not in said)
+
+
 def _sockets(site: Site) -> int:
     """Return how many sockets a worker may have: a proxy has two for each connection."""
     return 2 * site.capacity if site.backend else site.capacity
@@ -121,6 +137,7 @@ class Nginx:
 
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
+        nginx = program("nginx", "nginx-light")
         reuseport = " reuseport" if mode.listens is Mode.REUSEPORT else ""
         keep = "600s" if site.keep_alive else "0"
         slow = ""
@@ -144,7 +161,7 @@ events {{
 http {{
     access_log off;
     keepalive_timeout {keep};
-    client_body_temp_path {site.directory}/body;
+    {_temporary_paths(nginx, site.directory)}
     server {{
         listen {site.address}:{site.port}{reuseport};
         {slow}
@@ -153,7 +170,6 @@ http {{
 }}
 """,
         )
-        nginx = program("nginx", "nginx-light")
         return [nginx, "-e", "stderr", "-p", str(site.directory), "-c", str(path)]
 
 
