@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Counters of the benchmark: lock contentions, reschedule interrupts, for each accepting thread
- * how many connections it accepted and how many of them came in on its own CPU, and connections
- * that ended unanswered: in the queue of a listener that closed, or in a process that died.
+ * how many connections it accepted and how many of them came in on its own CPU, connections that
+ * ended unanswered (in the queue of a listener that closed, or in a process that died), reads of a
+ * server whose data came in on the reader's CPU, and packets of connections that a proxy opened
+ * that came in on the CPU that opened them.
  *
  * Raw tracepoints need no tracefs and cost about a tenth of a perf tracepoint counter, so the
  * modes that are counted more often pay less for it. Only what is attached runs.
@@ -17,11 +19,13 @@
 #define MAX_THREADS 4096
 #define MAX_SITES 4096
 #define MAX_FRAMES 24
+#define MAX_OPENERS 65536
 #define SOCK_STREAM 1
 #define PF_EXITING 0x4
 
 /* enum tcp_state of the kernel's include/net/tcp_states.h */
 #define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
 
@@ -30,6 +34,10 @@ enum event {
 	EVENT_RESCHEDULE,
 	EVENT_QUEUED_LOST,
 	EVENT_ACCEPTED_LOST,
+	EVENT_READ,
+	EVENT_READ_LOCAL,
+	EVENT_ACTIVE_PACKET,
+	EVENT_ACTIVE_PACKET_LOCAL,
 	EVENTS,
 };
 
@@ -48,6 +56,7 @@ typedef struct {
 
 struct sock_common {
 	possible_net_t skc_net;
+	__be16 skc_dport;
 	int skc_incoming_cpu;
 } __attribute__((preserve_access_index));
 
@@ -97,7 +106,16 @@ struct pt_regs___arm64 {
 	int syscallno;
 } __attribute__((preserve_access_index));
 
-/* The listener whose connections count: inode number of its network namespace, and port. */
+/*
+ * Whose connections count: inode number of the network namespace, and port. The first target is a
+ * listener, the second the backend that a proxy in that namespace connects to.
+ */
+enum role {
+	ROLE_LISTENER,
+	ROLE_BACKEND,
+	ROLES,
+};
+
 struct target {
 	__u32 netns;
 	__u32 port;
@@ -117,10 +135,18 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, ROLES);
 	__type(key, __u32);
 	__type(value, struct target);
 } target_map SEC(".maps");
+
+/* The CPU that opened a connection, by the address of its socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_OPENERS);
+	__type(key, __u64);
+	__type(value, __u32);
+} openers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -156,6 +182,15 @@ static __always_inline void count(enum event event)
 		(*value)++;
 }
 
+static __always_inline bool is_target(const struct sock *sk, enum role role, __be16 port)
+{
+	__u32 key = role;
+	struct target *target = bpf_map_lookup_elem(&target_map, &key);
+
+	return target && bpf_ntohs(port) == target->port &&
+	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
+}
+
 /*
  * Whether a socket of the server's side belongs to the listener that is watched. Its port is read
  * from inet_sport: a closing socket has given inet_num back when the tracepoint runs.
@@ -163,12 +198,8 @@ static __always_inline void count(enum event event)
 static __always_inline bool is_watched(const struct sock *sk)
 {
 	const struct inet_sock *inet = (const struct inet_sock *)sk;
-	struct target *target;
-	__u32 zero = 0;
 
-	target = bpf_map_lookup_elem(&target_map, &zero);
-	return target && bpf_ntohs(BPF_CORE_READ(inet, inet_sport)) == target->port &&
-	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
+	return is_target(sk, ROLE_LISTENER, BPF_CORE_READ(inet, inet_sport));
 }
 
 static __always_inline long syscall_nr(const void *regs)
@@ -284,6 +315,67 @@ int on_lost(struct bpf_raw_tracepoint_args *ctx)
 	if (BPF_CORE_READ(task, flags) & PF_EXITING && !BPF_CORE_READ(tp, bytes_sent) &&
 	    BPF_CORE_READ(tp, write_seq) == BPF_CORE_READ(tp, snd_una))
 		count(EVENT_ACCEPTED_LOST);
+	return 0;
+}
+
+/* A read that took data: was its last packet handled on the CPU that reads? */
+SEC("raw_tp/tcp_rcv_space_adjust")
+int on_read(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (const struct sock *)ctx->args[0];
+
+	if (!is_watched(sk))
+		return 0;
+	count(EVENT_READ);
+	if (BPF_CORE_READ(sk, __sk_common.skc_incoming_cpu) == (int)bpf_get_smp_processor_id())
+		count(EVENT_READ_LOCAL);
+	return 0;
+}
+
+/*
+ * The CPU is the one whose softirq took the packet, which the socket knows also where the packet
+ * waited for its owner and is handled by that now.
+ */
+static __always_inline void count_active(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	__u32 *opener = bpf_map_lookup_elem(&openers, &key);
+
+	if (!opener)
+		return;
+	count(EVENT_ACTIVE_PACKET);
+	if (BPF_CORE_READ(sk, __sk_common.skc_incoming_cpu) == (int)*opener)
+		count(EVENT_ACTIVE_PACKET_LOCAL);
+}
+
+/*
+ * Arguments: socket, old state, new state. connect() runs the first transition, on the opener's
+ * CPU; the second is the SYN-ACK, the only packet of an open connection that on_packet misses.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int on_open(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (const struct sock *)ctx->args[0];
+	__u32 cpu = bpf_get_smp_processor_id();
+	int from = ctx->args[1], to = ctx->args[2];
+	__u64 key = (__u64)sk;
+
+	if (to == TCP_SYN_SENT) {
+		if (is_target(sk, ROLE_BACKEND, BPF_CORE_READ(sk, __sk_common.skc_dport)))
+			bpf_map_update_elem(&openers, &key, &cpu, BPF_ANY);
+	} else if (from == TCP_SYN_SENT && to == TCP_ESTABLISHED) {
+		count_active(sk);
+	} else if (to == TCP_CLOSE) {
+		bpf_map_delete_elem(&openers, &key);
+	}
+	return 0;
+}
+
+/* Arguments: socket, packet; for every packet that comes in on an established connection. */
+SEC("raw_tp/tcp_probe")
+int on_packet(struct bpf_raw_tracepoint_args *ctx)
+{
+	count_active((const struct sock *)ctx->args[0]);
 	return 0;
 }
 

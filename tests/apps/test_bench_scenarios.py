@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stall, crash and longlived against controls whose outcome is known."""
+"""The scenarios beside `short`, against controls whose outcome is known."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import jsonschema
 import pytest
@@ -15,17 +18,30 @@ pytestmark = pytest.mark.apps
 FASTSOCKET = [sys.executable, "-c", "from fastsocket.cli.main import main; main()"]
 
 
-def bench(*words):
-    done = subprocess.run(
-        [*FASTSOCKET, "bench", *words, "--runs", "1", "--json"],
+# root without any capability: what an ordinary user has, with files that root owns.
+POWERLESS = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--"]
+
+
+def call(*words, prefix=()):
+    return subprocess.run(
+        [*prefix, *FASTSOCKET, "bench", *words, "--runs", "1", "--json"],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def document_of(*words, prefix=()):
+    done = call(*words, prefix=prefix)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     jsonschema.validate(document, schema())
+    return document
+
+
+def bench(*words):
+    document = document_of(*words)
     return {
         mode: {name: metric["median"] for name, metric in metrics.items()}
         for mode, metrics in document["modes"].items()
@@ -72,3 +88,95 @@ def test_longlived_counts_every_connection(server):
     # A hash spreads 2,000 over two workers with a deviation of 1 %, over n with sqrt(n - 1) / 45.
     assert got["worker_cv"] < 0.4
     assert got["worker_cv_renewed"] < 0.4
+
+
+def medians(metrics):
+    return {name: metric["median"] for name, metric in metrics.items()}
+
+
+def test_scale_on_one_core_is_local():
+    words = ["--server", "nginx", "--modes", "fastsocket", "--seconds", "0.3"]
+    document = document_of("scale", *words, "--connections", "20")
+    usable = len(os.sched_getaffinity(0))
+    assert [point["cores"] for point in document["points"]][:: usable - 1 or 1] == [1, usable]
+    for mode, metrics in document["points"][0]["modes"].items():
+        one = medians(metrics)
+        assert one["errors"] == 0
+        assert one["cps"] > 100
+        # Where server and client have one CPU, everything is local.
+        assert one["local_percent"] == 100
+        assert one["worker_cv"] == 0
+        assert len(document["points"][0]["per_core"][mode]) == os.cpu_count()
+    assert document["connections"] == 20 * usable
+    assert set(document["usl"]) == {"fastsocket"}
+
+
+def test_scale_without_privileges():
+    words = ["--server", "demo", "--modes", "stock", "--seconds", "0.3", "--cores", "1"]
+    document = document_of("scale", *words, prefix=POWERLESS)
+    (point,) = document["points"]
+    metrics = point["modes"]["stock"]
+    assert metrics["cps"]["median"] > 100
+    assert "CAP_BPF" in metrics["local_percent"]["reason"]
+
+
+@pytest.mark.parametrize(("server", "mode"), [("redis", "fastsocket"), ("memcached", "stock")])
+def test_redis_asks_one_and_eight_instances(server, mode):
+    words = ["--server", server, "--modes", mode, "--seconds", "0.3"]
+    for got in bench("redis", *words, "--connections", "32").values():
+        assert got["errors"] == 0
+        for suffix in ("", "_1"):
+            assert got[f"rps{suffix}"] > 1000
+            assert got[f"p99_us{suffix}"] > 0
+            assert 0 <= got[f"local_percent{suffix}"] <= 100
+        # Every client process asks every instance: a share of one over the CPUs is local.
+        share = 100 / len(os.sched_getaffinity(0))
+        assert got["local_percent"] == pytest.approx(share, abs=35)
+
+
+@pytest.mark.parametrize("server", ["haproxy", "nginx"])
+def test_packets_for_a_stock_proxy_come_in_anywhere(server):
+    got = bench("proxy", "--server", server, "--modes", "stock", "--seconds", "0.5")["stock"]
+    assert got["errors"] == 0
+    assert got["cps"] > 50
+    # Two connections of some ten segments each.
+    assert 14 <= got["segments_per_conn"] <= 24
+    share = 100 / len(os.sched_getaffinity(0))
+    assert got["active_local_percent"] == pytest.approx(share, abs=15)
+
+
+def test_proxy_needs_namespaces():
+    done = call("proxy", prefix=POWERLESS)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "namespaces" in done.stderr
+
+
+def test_all_keeps_what_is_complete_when_interrupted(tmp_path):
+    results = tmp_path / "results"
+    words = ["--runs", "1", "--seconds", "0.2", "--output", str(results)]
+    everything = [*FASTSOCKET, "bench", "all", *words]
+    bench = subprocess.Popen(everything, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while not (results / "short-nginx.json").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    bench.send_signal(signal.SIGINT)
+    _, said = bench.communicate(timeout=30)
+    assert bench.returncode == 130
+    assert b"the same command goes on" in said
+    document = json.loads((results / "short-nginx.json").read_text())
+    jsonschema.validate(document, schema())
+    assert document["scenario"] == "short"
+
+
+def test_all_chooses_for_itself():
+    done = call("all", "--server", "nginx")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_bad_core_counts():
+    for counts in ("1,x", "100000"):
+        done = call("scale", "--cores", counts)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1

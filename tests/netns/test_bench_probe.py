@@ -13,7 +13,7 @@ import pytest
 
 from fastsocket.bench.counters import read, window
 from fastsocket.bench.netspace import Netspace
-from fastsocket.bench.probe import ACCEPTS, EVENTS, LOSSES, SITES, Probe
+from fastsocket.bench.probe import ACCEPTS, ACTIVE, EVENTS, LOSSES, READS, SITES, Probe
 
 pytestmark = pytest.mark.netns
 
@@ -118,7 +118,7 @@ def test_nothing_counts_unattached(netspace, all_cpus):
         probe.watch(netspace.inode, PORT)
         connect_and_accept(netspace, all_cpus[0], all_cpus[0])
         assert probe.accepts() == {}
-        assert probe.events() == (0, 0, 0, 0)
+        assert probe.events() == (0,) * 8
         assert probe.sites() == []
 
 
@@ -150,6 +150,49 @@ def test_connections_lost_in_a_queue_are_told_from_those_of_a_dead_owner(netspac
         server.stdout.close()
     assert after.queued_lost - before.queued_lost == 3
     assert after.accepted_lost - before.accepted_lost == 2
+
+
+def exchange(netspace, client_cpu, server_cpu, reverse=False):
+    """Connect and send `COUNT` messages on one CPU, each read on the other before the next."""
+    with netspace.entered(), socket.create_server(("127.0.0.1", PORT)) as listener:
+        os.sched_setaffinity(0, {client_cpu})
+        with socket.create_connection(listener.getsockname()) as client:
+            server = listener.accept()[0]
+            writer, reader = (server, client) if reverse else (client, server)
+            for _ in range(COUNT):
+                os.sched_setaffinity(0, {server_cpu if reverse else client_cpu})
+                writer.sendall(b"x")
+                os.sched_setaffinity(0, {client_cpu if reverse else server_cpu})
+                assert reader.recv(16) == b"x"
+            server.close()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_reads_are_local_where_the_data_came_in(netspace, all_cpus, apart):
+    if apart and len(all_cpus) < 2:
+        pytest.skip("needs two CPUs")
+    with Probe() as probe, probe.attached(*READS):
+        probe.watch(netspace.inode, PORT)
+        exchange(netspace, all_cpus[0], all_cpus[int(apart)])
+        seen = probe.events()
+    assert seen.reads == COUNT
+    assert seen.local_reads == (0 if apart else COUNT)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_packets_of_an_opened_connection_are_local_to_its_opener(netspace, all_cpus, apart):
+    """Loopback hands the SYN-ACK to the opener's CPU, and data to that of the sender."""
+    if apart and len(all_cpus) < 2:
+        pytest.skip("needs two CPUs")
+    with Probe() as probe, probe.attached(*ACTIVE), Netspace.make() as other:
+        probe.watch_backend(netspace.inode, PORT)
+        exchange(other, all_cpus[0], all_cpus[0], reverse=True)
+        assert probe.events().active_packets == 0
+        exchange(netspace, all_cpus[0], all_cpus[int(apart)], reverse=True)
+        seen = probe.events()
+    # The SYN-ACK and the server's FIN come from the opener's CPU, the messages from the server's.
+    assert seen.active_packets == COUNT + 2
+    assert seen.local_active_packets == (2 if apart else COUNT + 2)
 
 
 def test_contentions_are_counted_with_their_stacks(all_cpus):

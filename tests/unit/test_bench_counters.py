@@ -10,8 +10,9 @@ from fastsocket.bench.clients import CLIENTS, Load, client
 from fastsocket.bench.counters import Reading, parse_snmp, parse_stat, window
 from fastsocket.bench.kallsyms import Symbols, call_site
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.servers import SERVERS, Site, server
+from fastsocket.bench.servers import Site
 from fastsocket.bench.session import Request, perform
+from fastsocket.bench.stores import SERVERS, server
 from fastsocket.errors import FastsocketError, UsageError
 
 pytestmark = pytest.mark.unit
@@ -62,8 +63,8 @@ def test_stat_takes_idle_iowait_and_steal_as_rest():
 
 
 def test_window_divides_by_its_own_connections():
-    before = Reading(10.0, 2, 5.0, 1000, 100, 50, None)
-    after = Reading(11.0, 2, 5.5, 2000, 200, 74, None)
+    before = Reading(10.0, 2, 5.0, 1000, 100, 50, None, {})
+    after = Reading(11.0, 2, 5.5, 2000, 200, 74, None, {})
     seen = window(before, after)
     assert seen.busy_seconds == pytest.approx(1.5)
     assert seen.per_connection(seen.segments) == 10

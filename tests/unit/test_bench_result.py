@@ -14,7 +14,7 @@ from fastsocket.bench.result import Result, describe_host, schema, write
 from fastsocket.bench.runner import Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import Measurement, Setup
 from fastsocket.bench.scenarios.short import Short
-from fastsocket.bench.servers import SERVERS
+from fastsocket.bench.stores import SERVERS
 from fastsocket.bench.table import figure, print_result
 from fastsocket.bench.verdict import MIN_ROUNDS, verdict
 from fastsocket.errors import ConflictError, FastsocketError

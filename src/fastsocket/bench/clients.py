@@ -13,7 +13,7 @@ from typing import Protocol
 from fastsocket.errors import FastsocketError, UsageError
 from fastsocket.native import NATIVE_DIR, native_file
 
-__all__ = ["CLIENTS", "Client", "Load", "Outcome", "client"]
+__all__ = ["CLIENTS", "SOURCES", "Client", "Load", "Outcome", "client"]
 
 # Sources enough that no port is needed twice while its TIME_WAIT lasts (60 s).
 SOURCES = "127.0.0.2-127.0.0.33"
@@ -28,7 +28,8 @@ class Load:
 
     With a `rate`, connections start at fixed times, whatever the server does, and latency counts
     from there (no coordinated omission); without, `connections` are kept going. With `hold`, that
-    many connections are opened, make one request each and stay open for `seconds`.
+    many connections are opened, make one request each and stay open for `seconds`. `sources` is a
+    range of addresses to come from, where the client can choose.
     """
 
     url_host: str
@@ -40,6 +41,7 @@ class Load:
     directory: Path
     rate: float | None = None
     hold: int | None = None
+    sources: str = SOURCES
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class FastsocketLoad:
             pace = ["--hold", str(load.hold), "-k", "1"]
         return [
             str(native_file("fastsocket-load")),
-            *(*pace, "-p", str(load.processes), "-s", SOURCES, "-j"),
+            *(*pace, "-p", str(load.processes), "-s", load.sources, "-j"),
             *("-t", f"{load.seconds:g}", "-W", f"{load.warmup:g}"),
             f"{load.url_host}:{load.port}",
         ]

@@ -70,6 +70,11 @@ class Netspace:
         """The number by which the kernel and /proc name the namespace."""
         return os.fstat(self._fd).st_ino
 
+    @property
+    def path(self) -> str:
+        """A file name by which other programs find the namespace while this process lives."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
     def join(self) -> None:
         """Move the calling thread into this namespace.
 

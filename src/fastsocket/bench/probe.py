@@ -12,13 +12,28 @@ from fastsocket.bpf.libbpf import BpfError, BpfObject, possible_cpus
 from fastsocket.errors import MissingFeatureError
 from fastsocket.native import native_file
 
-__all__ = ["ACCEPTS", "EVENTS", "LOSSES", "SITES", "Accepts", "Events", "Probe"]
+__all__ = [
+    "ACCEPTS",
+    "ACTIVE",
+    "EVENTS",
+    "LOSSES",
+    "READS",
+    "SITES",
+    "Accepts",
+    "Events",
+    "Probe",
+]
 
 # Programs that are attached together.
 EVENTS = ("on_contention", "on_reschedule")
 ACCEPTS = ("on_accept",)
 SITES = ("on_contention_site",)
 LOSSES = ("on_lost",)
+READS = ("on_read",)
+ACTIVE = ("on_open", "on_packet")
+
+# Keys of target_map: enum role.
+_LISTENER, _BACKEND = struct.pack("=I", 0), struct.pack("=I", 1)
 
 # Numbers of accept and accept4: arch/x86/entry/syscalls/syscall_64.tbl and
 # include/uapi/asm-generic/unistd.h, which arm64 uses.
@@ -29,13 +44,19 @@ class Events(NamedTuple):
     """Counts since the object was loaded, in the order of ``enum event``.
 
     Contentions and reschedule interrupts are system-wide. Of the watched listener: connections that
-    ended in its queue, and connections that ended unanswered because their owner died.
+    ended in its queue, connections that ended unanswered because their owner died, and reads of
+    its connections, with those that found data of their own CPU. Of the connections to the watched
+    backend: packets that came in, and those of them that did on the CPU that had opened it.
     """
 
     contentions: int
     reschedules: int
     queued_lost: int
     accepted_lost: int
+    reads: int
+    local_reads: int
+    active_packets: int
+    local_active_packets: int
 
 
 class Accepts(NamedTuple):
@@ -97,8 +118,11 @@ class Probe:
         for table in (self._threads, self._sites):
             for key in list(table.keys()):
                 table.delete(key)
-        target = struct.pack("=II", netns, port)
-        self._object.map("target_map").update(struct.pack("=I", 0), target)
+        self._object.map("target_map").update(_LISTENER, struct.pack("=II", netns, port))
+
+    def watch_backend(self, netns: int, port: int) -> None:
+        """From now on count connections that are opened in namespace `netns` to a `port`."""
+        self._object.map("target_map").update(_BACKEND, struct.pack("=II", netns, port))
 
     def events(self) -> Events:
         """Return the counts of what has been attached so far."""

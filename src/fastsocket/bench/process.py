@@ -9,18 +9,59 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from fastsocket.bench.netspace import Netspace
 from fastsocket.errors import ConflictError, FastsocketError
 
-__all__ = ["ensure_free", "free_port", "running_server", "spawn"]
+__all__ = [
+    "HTTP",
+    "Greeting",
+    "Program",
+    "confined",
+    "ensure_free",
+    "free_port",
+    "running_server",
+    "running_servers",
+    "spawn",
+]
 
 READY_SECONDS = 15.0
 STOP_SECONDS = 5.0
 _PAUSE = 0.02
-_REQUEST = b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n"
+
+
+class Greeting(NamedTuple):
+    """What to send to a server that may be up, and what its answer then has in it."""
+
+    request: bytes
+    answer: bytes
+
+
+HTTP = Greeting(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", b" 200 ")
+
+
+class Program(NamedTuple):
+    """A server to start: its command, where it listens, and the CPUs it is kept to (empty: all)."""
+
+    command: Sequence[str]
+    endpoint: tuple[str, int]
+    cpus: Sequence[int] = ()
+    greeting: Greeting = HTTP
+
+
+@contextmanager
+def confined(cpus: Sequence[int]) -> Iterator[None]:
+    """Keep the calling thread, and what it starts, to `cpus` for a block; empty changes nothing."""
+    before = os.sched_getaffinity(0)
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def spawn(
@@ -82,61 +123,70 @@ def running_server(
     endpoint: tuple[str, int],
     report: Callable[[str], None],
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a server for a block: it answers a request before the block starts.
+    """Run one HTTP server for a block; see :func:`running_servers`."""
+    with running_servers([Program(command, endpoint)], netspace, report) as (process,):
+        yield process
+
+
+@contextmanager
+def running_servers(
+    programs: Sequence[Program], netspace: Netspace, report: Callable[[str], None]
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Run servers for a block: each answers its greeting before the block starts.
 
     Args:
-        command: In the foreground; SIGTERM ends it.
-        netspace: Where it listens.
-        endpoint: Address and port of its listener.
+        programs: In the foreground; SIGTERM ends each.
+        netspace: Where they listen.
         report: Is told of processes that had to be killed afterwards.
 
     Raises:
-        ConflictError: The port is taken.
-        FastsocketError: It does not start or does not answer; its last words are quoted.
+        ConflictError: A port is taken.
+        FastsocketError: One does not start or does not answer; its last words are quoted.
     """
-    ensure_free(netspace, *endpoint)
-    with tempfile.TemporaryFile() as errors:
-        process = spawn(command, netspace, errors.fileno(), errors.fileno())
+    for program in programs:
+        ensure_free(netspace, *program.endpoint)
+    processes: list[subprocess.Popen[str]] = []
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in programs]
         try:
-            _await_answer(process, command, netspace, endpoint, errors.fileno())
-            yield process
+            for program, errors in zip(programs, files, strict=True):
+                with confined(program.cpus):
+                    output = errors.fileno()
+                    processes.append(spawn(program.command, netspace, output, output))
+            for process, program, errors in zip(processes, programs, files, strict=True):
+                _await_answer(process, program, netspace, errors.fileno())
+            yield processes
         finally:
-            _stop(process, netspace, report)
+            _stop(processes, netspace, report)
 
 
 def _await_answer(
-    process: subprocess.Popen[str],
-    command: Sequence[str],
-    netspace: Netspace,
-    endpoint: tuple[str, int],
-    errors: int,
+    process: subprocess.Popen[str], program: Program, netspace: Netspace, errors: int
 ) -> None:
-    """Return once the server answers a request with status 200."""
-    end = time.monotonic() + READY_SECONDS
+    """Return once the server answers its greeting."""
+    name, end = _name(program.command), time.monotonic() + READY_SECONDS
     seen = "nobody listened"
     while time.monotonic() < end:
         status = process.poll()
         if status is not None:
             how = f"signal {-status}" if status < 0 else f"status {status}"
-            raise FastsocketError(
-                f"{_name(command)} ended at once with {how}", _last_words(errors, process.pid)
-            )
+            raise FastsocketError(f"{name} ended at once with {how}", _last_words(errors, process))
         try:
             with netspace.entered():
-                connection = socket.create_connection(endpoint, timeout=1)
+                connection = socket.create_connection(program.endpoint, timeout=1)
             with connection:
-                connection.sendall(_REQUEST)
+                connection.sendall(program.greeting.request)
                 answer = connection.recv(64)
         except OSError as error:
             seen = error.strerror or str(error)
         else:
-            if answer.startswith(b"HTTP/1.") and b" 200 " in answer:
+            if program.greeting.answer in answer:
                 return
             seen = f"it answered {answer[:32]!r}"
         time.sleep(_PAUSE)
     raise FastsocketError(
-        f"{_name(command)} did not answer within {READY_SECONDS:.0f} s",
-        f"{seen}; {_last_words(errors, process.pid)}".rstrip("; "),
+        f"{name} did not answer within {READY_SECONDS:.0f} s",
+        f"{seen}; {_last_words(errors, process)}".rstrip("; "),
     )
 
 
@@ -148,28 +198,36 @@ def _name(command: Sequence[str]) -> str:
     return Path(command[0]).name
 
 
-def _last_words(descriptor: int, pid: int) -> str:
+def _last_words(descriptor: int, process: subprocess.Popen[str]) -> str:
     """Return the last line that a server printed; nginx's `[emerg] 1#1:` goes."""
     text = os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].replace(f"{pid}#{pid}: ", "") if lines else "it said nothing"
+    mark = f"{process.pid}#{process.pid}: "
+    return lines[-1].replace(mark, "") if lines else "it said nothing"
 
 
 def _stop(
-    process: subprocess.Popen[str], netspace: Netspace, report: Callable[[str], None]
+    processes: Sequence[subprocess.Popen[str]], netspace: Netspace, report: Callable[[str], None]
 ) -> None:
-    """End the server, then whatever of it outlives it; everything in a private namespace is its."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_SECONDS)
+    """End the servers, then what outlives them; everything in a private namespace is theirs."""
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(end - time.monotonic(), 0))
     end = time.monotonic() + STOP_SECONDS
     while (left := netspace.processes()) and time.monotonic() < end:
         time.sleep(_PAUSE)
-    if process.poll() is None or left:
-        report(f"{max(len(left), 1)} processes outlived SIGTERM to {_name(process.args)}")  # type: ignore[arg-type]
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    stuck = [process for process in processes if process.poll() is None]
+    if stuck or left:
+        names = ", ".join(dict.fromkeys(_name(process.args) for process in processes))  # type: ignore[arg-type]
+        report(f"{max(len(left), len(stuck))} processes outlived SIGTERM to {names}")
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait()
+        for process in stuck:
+            process.wait()

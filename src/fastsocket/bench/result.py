@@ -14,13 +14,16 @@ from typing import Any
 import msgspec
 
 from fastsocket import __version__
+from fastsocket.bench.law import Verdict
 from fastsocket.errors import ConflictError, FastsocketError
 
 __all__ = [
     "FORMAT",
+    "Core",
     "Host",
     "Interval",
     "Metric",
+    "Point",
     "Result",
     "describe_host",
     "schema",
@@ -58,8 +61,29 @@ class Host(msgspec.Struct, frozen=True):
     commit: str
 
 
-class Result(msgspec.Struct, frozen=True):
-    """A whole benchmark run. `call_sites` is contentions per 1,000 connections by function."""
+class Core(msgspec.Struct, frozen=True):
+    """How one CPU spent the runs, in percent of its time; `busy` includes `softirq`."""
+
+    cpu: int
+    busy: float
+    softirq: float
+
+
+class Point(msgspec.Struct, frozen=True):
+    """The figures of one number of cores: those of :class:`Result`."""
+
+    cores: int
+    modes: dict[str, dict[str, Metric]]
+    ratios: dict[str, dict[str, Interval]]
+    per_core: dict[str, list[Core]]
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole benchmark run. `call_sites` is contentions per 1,000 connections by function.
+
+    `per_core` is the use of each CPU by mode. `points` are the figures by number of cores and `usl`
+    the scalability law by mode: those two only where more than one number was run.
+    """
 
     format: int
     scenario: str
@@ -77,6 +101,9 @@ class Result(msgspec.Struct, frozen=True):
     modes: dict[str, dict[str, Metric]]
     ratios: dict[str, dict[str, Interval]]
     call_sites: dict[str, dict[str, float]]
+    per_core: dict[str, list[Core]] = {}
+    points: list[Point] = []
+    usl: dict[str, Verdict] = {}
 
     def document(self) -> dict[str, Any]:
         """Return plain dictionaries and lists, ready for JSON."""

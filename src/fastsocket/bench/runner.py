@@ -8,19 +8,25 @@ and idle siblings would still be scheduled; a fresh start gives every mode the s
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from statistics import median
+from typing import Any, Generic, TypeVar
 
 from fastsocket.bench.counters import busy_share
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.result import FORMAT, Interval, Metric, Result, describe_host
+from fastsocket.bench.result import FORMAT, Core, Interval, Metric, Result, describe_host
 from fastsocket.bench.scenario import Measurement, Scenario, Setup
 from fastsocket.bench.stats import interval, ratios
 from fastsocket.errors import FastsocketError
 
-__all__ = ["Progress", "Rounds", "assemble", "run_rounds"]
+__all__ = ["Progress", "Rounds", "assemble", "core_medians", "play", "run_rounds", "tabulate"]
+
+# What is run once in each round: a mode, or a mode on a number of cores.
+Key = TypeVar("Key", bound=Hashable)
+
 
 # Called before each run: runs done, runs planned, what comes.
 Progress = Callable[[int, int, str], None]
@@ -37,14 +43,14 @@ _PAIRS = (
 
 
 @dataclass
-class Rounds:
+class Rounds(Generic[Key]):
     """The completed rounds, and what ended them early: the user, or a failure.
 
     `others` is the share of the CPUs that was busy while nothing of the bench ran, before each run.
     """
 
-    modes: Sequence[Mode]
-    complete: list[dict[Mode, Measurement]] = field(default_factory=list)
+    keys: Sequence[Key]
+    complete: list[dict[Key, Measurement]] = field(default_factory=list)
     interrupted: bool = False
     failure: FastsocketError | None = None
     others: list[float] = field(default_factory=list)
@@ -68,8 +74,20 @@ def run_rounds(
     seed: int,
     progress: Progress,
     budget_seconds: float | None = None,
-) -> Rounds:
-    """Run `rounds` rounds, fewer where `budget_seconds` would not hold another.
+) -> Rounds[Mode]:
+    """Run rounds of one scenario in each of its modes; see :func:`play`."""
+    plan = {mode: partial(scenario.measure, setup, mode) for mode in modes}
+    return play(plan, rounds, seed, progress, budget_seconds)
+
+
+def play(
+    plan: Mapping[Key, Callable[[], Measurement]],
+    rounds: int,
+    seed: int,
+    progress: Progress,
+    budget_seconds: float | None = None,
+) -> Rounds[Key]:
+    """Run all of `plan` in each of `rounds` rounds, fewer where `budget_seconds` would not do.
 
     Ctrl-C, and a failure after the first complete round, end the rounds early; what is complete
     is kept.
@@ -79,18 +97,18 @@ def run_rounds(
         KeyboardInterrupt: Nothing was complete yet.
     """
     order, begun = random.Random(seed), time.monotonic()
-    done = Rounds(modes)
+    done = Rounds(list(plan))
     for number in range(rounds):
         spent = time.monotonic() - begun
         if budget_seconds is not None and number and spent * (number + 1) / number > budget_seconds:
             break
         try:
-            current: dict[Mode, Measurement] = {}
-            for mode in order.sample(list(modes), len(modes)):
-                place = number * len(modes) + len(current)
-                progress(place, rounds * len(modes), f"round {number + 1}, {mode}")
+            current: dict[Key, Measurement] = {}
+            for key in order.sample(list(plan), len(plan)):
+                place = number * len(plan) + len(current)
+                progress(place, rounds * len(plan), f"round {number + 1}, {key}")
                 done.others.append(busy_share(SETTLE_SECONDS))
-                current[mode] = scenario.measure(setup, mode)
+                current[key] = plan[key]()
         except KeyboardInterrupt:
             if not done.complete:
                 raise
@@ -106,10 +124,26 @@ def run_rounds(
 
 
 def assemble(
-    scenario: Scenario, setup: Setup, done: Rounds, seed: int, notes: Sequence[str]
+    scenario: Scenario,
+    setup: Setup,
+    done: Rounds[Any],
+    seed: int,
+    notes: Sequence[str],
+    tables: Mapping[Mode, Sequence[Measurement]] | None = None,
 ) -> Result:
-    """Make the result document of completed rounds."""
-    tables = {mode: [one[mode] for one in done.complete] for mode in done.modes}
+    """Make the result document of completed rounds.
+
+    Args:
+        scenario: What was run.
+        setup: How it was run.
+        done: The rounds; their keys are modes unless `tables` is given.
+        seed: Seed of their order.
+        notes: What the reader must know.
+        tables: By mode, one measurement a round.
+    """
+    if tables is None:
+        tables = {mode: [one[mode] for one in done.complete] for mode in done.keys}
+    modes, ratios_ = tabulate(scenario.metrics, tables)
     return Result(
         format=FORMAT,
         scenario=scenario.name,
@@ -124,21 +158,52 @@ def assemble(
         interrupted=done.interrupted,
         run_options=list(setup.run_options),
         notes=[note for note in dict.fromkeys([*notes, done.disturbance()]) if note],
-        modes={
-            str(mode): {
-                metric: _metric(runs, metric, unit) for metric, unit in scenario.metrics.items()
-            }
-            for mode, runs in tables.items()
-        },
-        ratios={
-            f"{top}/{bottom}": {
-                metric: _ratio(tables[top], tables[bottom], metric) for metric in scenario.metrics
-            }
-            for top, bottom in _PAIRS
-            if top in tables and bottom in tables
-        },
+        modes=modes,
+        ratios=ratios_,
         call_sites={str(mode): _mean_sites(runs) for mode, runs in tables.items()},
+        per_core=core_medians(tables),
     )
+
+
+def tabulate(
+    metrics: Mapping[str, str], tables: Mapping[Mode, Sequence[Measurement]]
+) -> tuple[dict[str, dict[str, Metric]], dict[str, dict[str, Interval]]]:
+    """Return the figures by mode and the ratios by pair of modes.
+
+    Args:
+        metrics: Unit by metric.
+        tables: By mode, one measurement a round.
+    """
+    figures = {
+        str(mode): {metric: _metric(runs, metric, unit) for metric, unit in metrics.items()}
+        for mode, runs in tables.items()
+    }
+    pairs = {
+        f"{top}/{bottom}": {
+            metric: _ratio(tables[top], tables[bottom], metric) for metric in metrics
+        }
+        for top, bottom in _PAIRS
+        if top in tables and bottom in tables
+    }
+    return figures, pairs
+
+
+def core_medians(tables: Mapping[Mode, Sequence[Measurement]]) -> dict[str, list[Core]]:
+    """Return by mode how each CPU spent the runs, the median over the rounds."""
+    found = {}
+    for mode, runs in tables.items():
+        cpus = sorted({cpu for run in runs for cpu in run.cores})
+        uses = {cpu: [run.cores[cpu] for run in runs if cpu in run.cores] for cpu in cpus}
+        if cpus:
+            found[str(mode)] = [
+                Core(
+                    cpu,
+                    round(median(busy for busy, _ in use), 2),
+                    round(median(softirq for _, softirq in use), 2),
+                )
+                for cpu, use in uses.items()
+            ]
+    return found
 
 
 def _metric(runs: Sequence[Measurement], name: str, unit: str) -> Metric:

@@ -11,18 +11,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Protocol
 
-from fastsocket.bench.clients import Client, Load, Outcome
+from fastsocket.bench.clients import SOURCES, Client, Load, Outcome
 from fastsocket.bench.counters import Window, read, window
 from fastsocket.bench.modes import Mode, fastsocket_command, parse_tier, tier_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import Probe
-from fastsocket.bench.process import running_server, spawn
-from fastsocket.bench.servers import Server, Site, Stall
+from fastsocket.bench.process import confined, running_server, spawn
+from fastsocket.bench.servers import CONNECTIONS, Server, Site, Stall
 from fastsocket.errors import FastsocketError
 
-__all__ = ["ADDRESS", "Measurement", "RunningClient", "Scenario", "Setup", "Stage", "stage"]
+__all__ = [
+    "ADDRESS",
+    "SPARE",
+    "Measurement",
+    "RunningClient",
+    "Scenario",
+    "Setup",
+    "Stage",
+    "note_tier",
+    "serving",
+    "site_directory",
+    "stage",
+]
 
 ADDRESS = "127.0.0.1"
+# Connections that a server must have room for besides those of the load: tests, control, logs.
+SPARE = 100
 # Both ends of the client's own window are left out: starting up and draining are not the steady
 # state, and the two clocks start some milliseconds apart.
 MARGIN_SECONDS = 0.05
@@ -35,7 +49,8 @@ class Setup:
 
     `probe` is None where BPF may not be used, and `probe_reason` says why; `private` is whether
     runs get a namespace of their own; `note` collects what the reader of the result must know;
-    `rate` is in connections per second, for scenarios that keep one.
+    `rate` is in connections per second, for scenarios that keep one; `cpus` are those that server
+    and client are kept to, empty for all that may be used.
     """
 
     server: Server
@@ -52,15 +67,20 @@ class Setup:
     run_options: Sequence[str] = ()
     call_sites: bool = False
     rate: float | None = None
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass
 class Measurement:
-    """One run: values by metric, and why a value is None; contention sites per 1,000."""
+    """One run: values by metric, and why a value is None; contention sites per 1,000.
+
+    `cores` is the percent of each CPU's time that was work, and that was softirq.
+    """
 
     values: dict[str, float | None] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     sites: dict[str, float] = field(default_factory=dict)
+    cores: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def put(self, metric: str, value: float | None, reason: str = "") -> None:
         """Record a value, or the reason why there is none."""
@@ -101,12 +121,19 @@ class Scenario(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A running server of one mode, and the way to load it."""
+    """A running server of one mode, and the way to load it.
+
+    `client_netspace` is where the client runs, from the addresses `sources`; segments are counted
+    there, in `netspace` and in the `others`.
+    """
 
     setup: Setup
     netspace: Netspace
     site: Site
     process: subprocess.Popen[str]
+    client_netspace: Netspace
+    sources: str = SOURCES
+    others: Sequence[Netspace] = ()
 
     def resized(self, workers: int) -> Site:
         """Return the site with another number of workers, for a reload."""
@@ -140,15 +167,16 @@ class Stage:
             directory=self.site.directory,
             rate=rate,
             hold=hold,
+            sources=self.sources,
         )
 
     def _run_client(self, order: Load) -> tuple[Outcome, Window]:
         probe = self.setup.probe
         with self.client(order) as running:
             time.sleep(order.warmup + MARGIN_SECONDS)
-            before = read(self.netspace, probe)
+            before = read(self.netspace, probe, self.others)
             time.sleep(max(order.seconds - 2 * MARGIN_SECONDS, MARGIN_SECONDS))
-            after = read(self.netspace, probe)
+            after = read(self.netspace, probe, self.others)
             return running.finish(), window(before, after)
 
     @contextmanager
@@ -156,7 +184,7 @@ class Stage:
         """Run the client beside a block; it is ended with the block at the latest."""
         with tempfile.TemporaryFile() as errors:
             command = self.setup.client.command(order)
-            process = spawn(command, self.netspace, errors.fileno(), subprocess.PIPE)
+            process = spawn(command, self.client_netspace, errors.fileno(), subprocess.PIPE)
             try:
                 yield RunningClient(self.setup.client, process, errors, order)
             finally:
@@ -212,20 +240,50 @@ def stage(
     """
     with (
         Netspace.make() if setup.private else Netspace.host() as netspace,
-        tempfile.TemporaryDirectory(prefix="fastsocket-bench-") as directory,
+        site_directory() as place,
     ):
+        site = Site(
+            ADDRESS,
+            setup.port,
+            setup.workers,
+            place,
+            keep_alive=keep_alive,
+            stall=stall(place) if stall else None,
+            cpus=setup.cpus,
+            capacity=max(CONNECTIONS, setup.connections + SPARE),
+        )
+        with serving(setup, mode, netspace, site) as process:
+            yield Stage(setup, netspace, site, process, netspace)
+
+
+@contextmanager
+def site_directory() -> Iterator[Path]:
+    """Make a directory for the files of a server, for a block."""
+    with tempfile.TemporaryDirectory(prefix="fastsocket-bench-") as directory:
         Path(directory).chmod(0o755)  # a server that gives up root still reads its files
-        place = Path(directory)
-        trouble = stall(place) if stall else None
-        site = Site(ADDRESS, setup.port, setup.workers, place, keep_alive, trouble)
-        command = setup.server.command(mode, site)
+        yield Path(directory)
+
+
+@contextmanager
+def serving(
+    setup: Setup, mode: Mode, netspace: Netspace, site: Site
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the server of `setup` on `site`, note its tier, and keep to `setup.cpus` for a block.
+
+    Raises:
+        FastsocketError: It does not start, or the port is taken.
+    """
+    command = setup.server.command(mode, site)
+    if mode is Mode.FASTSOCKET:
+        command = fastsocket_command(setup.run_options, command)
+    endpoint = (site.address, site.port)
+    with confined(setup.cpus), running_server(command, netspace, endpoint, setup.note) as process:
         if mode is Mode.FASTSOCKET:
-            command = fastsocket_command(setup.run_options, command)
-        endpoint = (site.address, site.port)
-        with running_server(command, netspace, endpoint, setup.note) as process:
-            if mode is Mode.FASTSOCKET:
-                status = spawn(
-                    tier_command(process.pid), netspace, subprocess.DEVNULL, subprocess.PIPE
-                )
-                setup.note(parse_tier(status.communicate(timeout=GRACE_SECONDS)[0]))
-            yield Stage(setup, netspace, site, process)
+            note_tier(setup, process.pid, netspace)
+        yield process
+
+
+def note_tier(setup: Setup, pid: int, netspace: Netspace) -> None:
+    """Note how the accelerated process `pid` is accelerated."""
+    status = spawn(tier_command(pid), netspace, subprocess.DEVNULL, subprocess.PIPE)
+    setup.note(parse_tier(status.communicate(timeout=GRACE_SECONDS)[0]))

@@ -8,17 +8,19 @@ into a directory of the run and stays in the foreground; the mode decides only h
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from fastsocket.bench.modes import Mode
-from fastsocket.errors import FastsocketError, UsageError
+from fastsocket.errors import FastsocketError
 from fastsocket.native import native_file
 
-__all__ = ["ANSWER", "SERVERS", "Server", "Site", "Stall", "server"]
+__all__ = ["ANSWER", "CONNECTIONS", "HTTP_SERVERS", "Server", "Site", "Stall", "program"]
 
 ANSWER = "0123456789abcdef" * 4
 # Below the hard limit of open files that containers usually get (4,096 or more).
@@ -45,7 +47,9 @@ class Stall:
 class Site:
     """Where and how large: address and port to listen on, workers, and a directory for files.
 
-    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall.
+    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall; `cpus` are
+    those that the workers are kept to (empty: all that may be used); `capacity` is how many
+    connections there must be room for; with a `backend`, requests are passed on to that.
     """
 
     address: str
@@ -54,6 +58,9 @@ class Site:
     directory: Path
     keep_alive: bool = False
     stall: Stall | None = None
+    cpus: tuple[int, ...] = ()
+    capacity: int = CONNECTIONS
+    backend: tuple[str, int] | None = None
 
     def file(self, name: str, text: str) -> Path:
         """Write a file of the server and return its path."""
@@ -81,12 +88,45 @@ class Server(Protocol):
         """
 
 
-def _program(name: str, package: str) -> str:
+def program(name: str, package: str) -> str:
     """Return the program's path, also where sbin is not in a user's PATH."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin")
     if path is None:
         raise FastsocketError(f"{name} is not installed", todo=f"apt-get install {package}")
     return path
+
+
+def cpu_mask(cpus: Sequence[int]) -> str:
+    """Return nginx's mask of `cpus`, with a space before it; nothing for all of the machine."""
+    if not cpus:
+        return ""
+    return " " + "".join("1" if cpu in cpus else "0" for cpu in range(max(cpus), -1, -1))
+
+
+def _temporary_paths(nginx: str, directory: Path) -> str:
+    """Return directives that keep nginx out of directories that only root may write."""
+    paths = ("client_body", *_passing_modules(nginx))
+    return "\n    ".join(f"{name}_temp_path {directory}/{name};" for name in paths)
+
+
+@cache
+def _passing_modules(nginx: str) -> tuple[str, ...]:
+    """Return the modules with a directory of their own that the program was built with."""
+    said = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=False).stderr
+    modules = ("proxy", "fastcgi", "uwsgi", "scgi")
+    return tuple(name for name in modules if f"--without-http_{name}_module" not in said)
+
+
+def _sockets(site: Site) -> int:
+    """Return how many sockets a worker may have: a proxy has two for each connection."""
+    return 2 * site.capacity if site.backend else site.capacity
+
+
+def _first_core(site: Site) -> list[str]:
+    """Return the demo server's option to pin its workers: it pins to neighbouring CPUs only."""
+    cpus = sorted(site.cpus or os.sched_getaffinity(0))
+    neighbours = cpus[-1] - cpus[0] == len(cpus) - 1
+    return ["-c", str(cpus[0])] if neighbours else []
 
 
 class Nginx:
@@ -97,37 +137,40 @@ class Nginx:
 
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
+        nginx = program("nginx", "nginx-light")
         reuseport = " reuseport" if mode.listens is Mode.REUSEPORT else ""
         keep = "600s" if site.keep_alive else "0"
         slow = ""
         if site.stall:
             slow = f"location = /slow {{ access_log {site.stall.log}; return 200 slow; }}"
+        serve = f'return 200 "{ANSWER}";'
+        if site.backend:
+            serve = f"proxy_pass http://{site.backend[0]}:{site.backend[1]};"
         path = site.file(
             "nginx.conf",
             f"""\
 daemon off;
 worker_processes {site.workers};
-worker_cpu_affinity auto;
+worker_cpu_affinity auto{cpu_mask(site.cpus)};
 pid {site.directory}/nginx.pid;
 error_log stderr;
 events {{
     accept_mutex off;
-    worker_connections {CONNECTIONS};
+    worker_connections {_sockets(site)};
 }}
 http {{
     access_log off;
     keepalive_timeout {keep};
-    client_body_temp_path {site.directory}/body;
+    {_temporary_paths(nginx, site.directory)}
     server {{
         listen {site.address}:{site.port}{reuseport};
         {slow}
-        location / {{ return 200 "{ANSWER}"; }}
+        location / {{ {serve} }}
     }}
 }}
 """,
         )
-        program = _program("nginx", "nginx-light")
-        return [program, "-e", "stderr", "-p", str(site.directory), "-c", str(path)]
+        return [nginx, "-e", "stderr", "-p", str(site.directory), "-c", str(path)]
 
 
 class Haproxy:
@@ -146,12 +189,16 @@ class Haproxy:
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
         shards = " shards by-thread" if mode.listens is Mode.REUSEPORT else ""
+        serve = f'http-request return status 200 content-type text/plain string "{ANSWER}"'
+        if site.backend:
+            host, port = site.backend
+            serve = f"default_backend behind\n\nbackend behind\n    server one {host}:{port}"
         path = site.file(
             "haproxy.cfg",
             f"""\
 global
     nbthread {site.workers}
-    maxconn {CONNECTIONS}
+    maxconn {site.capacity}
 {self._tuning}
 defaults
     mode http
@@ -162,10 +209,10 @@ defaults
 
 frontend bench
     bind {site.address}:{site.port}{shards}
-    http-request return status 200 content-type text/plain string "{ANSWER}"
+    {serve}
 """,
         )
-        return [_program("haproxy", "haproxy"), "-db", "-f", str(path)]
+        return [program("haproxy", "haproxy"), "-db", "-f", str(path)]
 
 
 class Lighttpd:
@@ -185,12 +232,13 @@ server.bind = "{site.address}"
 server.port = {site.port}
 server.max-worker = {site.workers}
 server.max-keep-alive-requests = 0
-server.max-connections = {CONNECTIONS}
+server.max-connections = {site.capacity}
+server.max-fds = {2 * site.capacity}
 index-file.names = ( "answer.txt" )
 mimetype.assign = ( ".txt" => "text/plain" )
 """,
         )
-        return [_program("lighttpd", "lighttpd"), "-D", "-f", str(path)]
+        return [program("lighttpd", "lighttpd"), "-D", "-f", str(path)]
 
 
 class Demo:
@@ -201,16 +249,15 @@ class Demo:
 
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
-        program = str(native_file("fastsocket-demo"))
-        first = str(min(os.sched_getaffinity(0)))
-        listen = ["-w", str(site.workers), "-c", first, "-a", f"{site.address}:{site.port}"]
+        demo = str(native_file("fastsocket-demo"))
+        listen = ["-w", str(site.workers), *_first_core(site), "-a", f"{site.address}:{site.port}"]
         own = ["--reuseport"] if mode.listens is Mode.REUSEPORT else []
         keep = ["-k"] if site.keep_alive else []
         stall = []
         if site.stall:
             times = f"{site.stall.milliseconds}/{site.stall.every_milliseconds}"
             stall = ["--stall", times, *(["--burn"] if site.stall.burn else [])]
-        return [program, *listen, *own, *keep, *stall]
+        return [demo, *listen, *own, *keep, *stall]
 
 
 _APPLICATION = """\
@@ -267,7 +314,7 @@ class Granian:
             *_module("granian"),
             *("--interface", "asgi", "--workers", str(site.workers), keep),
             # Idle connections count against the backpressure, whose default is 1,024 for all.
-            *("--backlog", str(BACKLOG), "--backpressure", str(CONNECTIONS)),
+            *("--backlog", str(BACKLOG), "--backpressure", str(site.capacity)),
             *("--host", site.address, "--port", str(site.port), "--log-level", "warning"),
             *("--working-dir", str(_application(site)), "bench_app:asgi"),
         ]
@@ -286,7 +333,7 @@ def _application(site: Site) -> Path:
     return site.file("bench_app.py", _APPLICATION.format(answer=ANSWER, seconds=seconds)).parent
 
 
-SERVERS: Mapping[str, Server] = {
+HTTP_SERVERS: Mapping[str, Server] = {
     known.name: known
     for known in (
         Nginx(),
@@ -298,14 +345,3 @@ SERVERS: Mapping[str, Server] = {
         Demo(),
     )
 }
-
-
-def server(name: str) -> Server:
-    """Return the server `name`.
-
-    Raises:
-        UsageError: There is none.
-    """
-    if name not in SERVERS:
-        raise UsageError(f"no server {name!r}", todo=f"choose one of {', '.join(SERVERS)}")
-    return SERVERS[name]

@@ -4,33 +4,40 @@
 import os
 import random
 import resource
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastsocket.bench.clients import client
+from fastsocket.bench.interrupt import check, interruptible
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import Probe
 from fastsocket.bench.process import free_port
 from fastsocket.bench.result import Result
-from fastsocket.bench.runner import assemble, run_rounds
-from fastsocket.bench.scenario import ADDRESS, Setup
+from fastsocket.bench.runner import Rounds, assemble, run_rounds
+from fastsocket.bench.scenario import ADDRESS, SPARE, Setup
 from fastsocket.bench.scenarios import SCENARIOS
-from fastsocket.bench.servers import CONNECTIONS, server
+from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
+from fastsocket.bench.servers import CONNECTIONS
+from fastsocket.bench.stores import server
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
+from fastsocket.host.topology import order_physical_first, read_topology
 
 __all__ = ["MAX_CONNECTIONS", "Outcome", "Request", "perform"]
 
-MAX_CONNECTIONS = CONNECTIONS - 100
+MAX_CONNECTIONS = CONNECTIONS - SPARE
+DEFAULT_CONNECTIONS = 64
 PRIVATE_PORT = 8080
 # Descriptors that a process of the bench may need besides one for each connection.
 SPARE_FILES = 200
+# Some servers make room for as many descriptors as they may have.
+MOST_FILES = 65_536
 DEFAULT_WARMUP = 0.3
 HOST_REASON = (
     "runs share the host's network namespace, and segments include all other traffic of the host "
@@ -44,7 +51,8 @@ class Request:
 
     `modes` empty takes all that the server has; `port` 0 lets the bench choose; `seed` None draws
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
-    rounds early rather than exceed it.
+    rounds early rather than exceed it. `connections` and `cores` are for each core and the core
+    counts where those are varied; `cores` is for nothing else.
     """
 
     scenario: str
@@ -53,13 +61,14 @@ class Request:
     modes: Sequence[str] = ()
     rounds: int = 10
     seconds: float = 1.0
-    connections: int = 64
+    connections: int | None = None
     warmup: float = DEFAULT_WARMUP
     port: int = 0
     seed: int | None = None
     run_options: Sequence[str] = ()
     call_sites: bool = False
     rate: float | None = None
+    cores: Sequence[int] = ()
     budget_seconds: float | None = None
 
 
@@ -91,16 +100,19 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
     modes = _modes(request.modes, chosen.modes, chosen.name)
-    _raise_file_limit(CONNECTIONS + SPARE_FILES)
+    if request.cores and not isinstance(scenario, Scale):
+        raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
+    open_files = _raise_file_limit(CONNECTIONS + SPARE_FILES)
     seed = random.SystemRandom().getrandbits(32) if request.seed is None else request.seed
     notes: list[str] = []
     private = _namespaces_work(notes)
     with ExitStack() as stack:
+        stack.enter_context(interruptible())
         probe, reason = _open_probe(stack)
         setup = Setup(
             server=chosen,
             client=client(request.client),
-            connections=request.connections,
+            connections=request.connections or DEFAULT_CONNECTIONS,
             seconds=request.seconds,
             warmup=request.warmup,
             port=request.port or (PRIVATE_PORT if private else free_port(ADDRESS)),
@@ -113,15 +125,30 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             call_sites=request.call_sites,
             rate=request.rate,
         )
-        stack.enter_context(_terminable())
         setup = scenario.prepare(setup)
         advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))
-        done = run_rounds(
-            scenario, setup, modes, request.rounds, seed, advance, request.budget_seconds
-        )
-    if done.failure:
-        notes.append(f"stopped in round {len(done.complete) + 1}: {done.failure}")
-    return Outcome(assemble(scenario, setup, done, seed, notes), done.failure)
+        times = (request.rounds, seed, advance, request.budget_seconds)
+        if isinstance(scenario, Scale):
+            setups = _setups(setup, request, open_files)
+            swept = scenario.sweep(setups, modes, *times)
+            return Outcome(
+                scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
+            )
+        done = run_rounds(scenario, setup, modes, *times)
+    return Outcome(assemble(scenario, setup, done, seed, [*notes, *_ending(done)]), done.failure)
+
+
+def _setups(setup: Setup, request: Request, open_files: int) -> dict[int, Setup]:
+    """Return the setup of each core count: whole cores before their second threads."""
+    allowed = os.sched_getaffinity(0)
+    order = order_physical_first(read_topology(), allowed) or sorted(allowed)
+    counts = request.cores or core_counts(len(order))
+    return setups_by_cores(setup, counts, order, request.connections or PER_CORE, open_files)
+
+
+def _ending(done: Rounds[Any]) -> list[str]:
+    """Return a note on the failure that ended the rounds early, if one did."""
+    return [f"stopped in round {len(done.complete) + 1}: {done.failure}"] if done.failure else []
 
 
 def _modes(wanted: Sequence[str], has: Sequence[Mode], name: str) -> list[Mode]:
@@ -154,8 +181,8 @@ def _open_probe(stack: ExitStack) -> tuple[Probe | None, str]:
         return None, str(error)
 
 
-def _raise_file_limit(needed: int) -> None:
-    """Let this process and its children open `needed` files.
+def _raise_file_limit(needed: int) -> int:
+    """Let this process and its children open as many files as the hard limit has, and return that.
 
     Raises:
         FastsocketError: The hard limit is lower.
@@ -165,23 +192,15 @@ def _raise_file_limit(needed: int) -> None:
         raise FastsocketError(
             f"{needed} open files are needed", f"the hard limit is {hard}", "raise it: ulimit -Hn"
         )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C for a block: servers are ended and completed rounds are kept."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 @contextmanager
 def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar on stderr for a block, if that is a terminal."""
+    """Show progress on stderr for a block, if that is a terminal; an interrupt ends it there."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -195,6 +214,7 @@ def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
         task = progress.add_task(title, total=None)
 
         def advance(done: int, total: int, text: str) -> None:
+            check()
             progress.update(task, completed=done, total=total, description=f"{title}: {text}")
 
         yield advance

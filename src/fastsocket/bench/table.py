@@ -24,6 +24,11 @@ LABELS = {
     "p99_us_calm": "p99 us, no stall",
     "accepted_lost": "lost with a worker",
     "queued_lost": "lost in a queue",
+    "rps": "requests/s",
+    "rps_1": "requests/s, 1 alone",
+    "p99_us_1": "p99 us, 1 alone",
+    "local_percent_1": "local %, 1 alone",
+    "active_local_percent": "backend local %",
 }
 SITES_SHOWN = 8
 
@@ -59,6 +64,8 @@ def render(result: Result) -> RenderableType:
     parts: list[RenderableType] = [head, _table(result.modes)]
     if result.ratios:
         parts.append(_table(result.ratios))
+    if result.points:
+        parts.extend(_by_cores(result))
     for mode, sites in result.call_sites.items():
         if sites:
             table = Table(title=f"Lock contentions/1k by call site, {mode}", box=None)
@@ -69,6 +76,22 @@ def render(result: Result) -> RenderableType:
             parts.append(table)
     parts.extend(Text(f"note: {note}") for note in [*result.notes, *_reasons(result)])
     return Group(*parts)
+
+
+def _by_cores(result: Result) -> list[RenderableType]:
+    """Return throughput by cores, and what the scalability law says of it."""
+    table = Table(title="Connections/s by cores", box=None, title_justify="left")
+    table.add_column("cores", justify="right")
+    for mode in result.modes:
+        table.add_column(mode, justify="right")
+    for point in result.points:
+        speeds = (span(metrics["cps"]) for metrics in point.modes.values())
+        table.add_row(str(point.cores), *speeds)
+    laws = (
+        Text(f"scalability law, {mode}: {law.verdict}: {law.reason}")
+        for mode, law in result.usl.items()
+    )
+    return [table, *laws]
 
 
 def print_result(result: Result, console: Console) -> None:

@@ -12,18 +12,28 @@ from rich.console import Console
 from fastsocket.bench.clients import CLIENTS
 from fastsocket.bench.result import write
 from fastsocket.bench.scenarios import SCENARIOS
-from fastsocket.bench.servers import SERVERS
-from fastsocket.bench.session import DEFAULT_WARMUP, MAX_CONNECTIONS, Request, perform
-from fastsocket.bench.table import print_result
-from fastsocket.errors import ConflictError
+from fastsocket.bench.scenarios.scale import PER_CORE
+from fastsocket.bench.session import (
+    DEFAULT_CONNECTIONS,
+    DEFAULT_WARMUP,
+    MAX_CONNECTIONS,
+    Request,
+    perform,
+)
+from fastsocket.bench.stores import SERVERS
+from fastsocket.bench.suite import run_suite
+from fastsocket.bench.table import print_result, span
+from fastsocket.errors import ConflictError, FastsocketError, UsageError
 
 __all__ = ["command"]
 
 INTERRUPTED = 130
+ALL = "all"
+DEFAULT_DIRECTORY = Path("bench-results")
 
 
 @click.command("bench")
-@click.argument("scenario", type=click.Choice(list(SCENARIOS)))
+@click.argument("scenario", type=click.Choice([*SCENARIOS, ALL]))
 @click.option("--server", type=click.Choice(list(SERVERS)), help="Server under test.")
 @click.option("--modes", default="", help="Comma list of stock, reuseport, fastsocket.")
 @click.option("--runs", type=click.IntRange(1, 1000), default=10, show_default=True)
@@ -44,10 +54,9 @@ INTERRUPTED = 130
 @click.option(
     "--connections",
     type=click.IntRange(1, MAX_CONNECTIONS),
-    default=64,
-    show_default=True,
-    help="Concurrent connections.",
+    help=f"At once [default: {DEFAULT_CONNECTIONS}]; of scale on each core [{PER_CORE}].",
 )
+@click.option("--cores", default="", help="Comma list of core counts (scale).")
 @click.option("--client", type=click.Choice(["auto", *CLIENTS]), default="auto", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Listen here; 0 chooses.")
 @click.option("--seed", type=click.IntRange(0), help="Of the order of runs and the intervals.")
@@ -56,7 +65,11 @@ INTERRUPTED = 130
     "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
 )
 @click.option("--call-sites", is_flag=True, help="Name the functions that contend for locks.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON here.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help=f"Write JSON here; for all, a directory [{DEFAULT_DIRECTORY}].",
+)
 @click.option("--force", is_flag=True, help="Let --output overwrite.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -66,7 +79,8 @@ def command(
     runs: int,
     seconds: float,
     warmup: float,
-    connections: int,
+    connections: int | None,
+    cores: str,
     client: str,
     port: int,
     seed: int | None,
@@ -81,8 +95,19 @@ def command(
 
     Everything runs in network namespaces of its own, which need root; without root it runs on the
     host's loopback, and what cannot be counted is null with its reason. Ctrl-C keeps the completed
-    rounds.
+    rounds. The scenario "all" is the whole evaluation in at most 20 minutes, into the directory
+    --output; called again, it goes on where it was interrupted.
     """
+    if scenario == ALL:
+        given = (server, modes, connections, cores, port, rate, call_sites, client != "auto")
+        if any(given):
+            raise UsageError(
+                "'bench all' chooses servers, modes, clients and loads itself",
+                todo="run one scenario for that",
+            )
+        options = shlex.split(run_options)
+        _run_all(output or DEFAULT_DIRECTORY, runs, seconds, warmup, seed, options, force, as_json)
+        return
     if output and output.exists() and not force:
         raise ConflictError(f"{output} exists", "results are not overwritten", "add --force")
     outcome = perform(
@@ -99,6 +124,7 @@ def command(
             seed=seed,
             run_options=shlex.split(run_options),
             rate=rate,
+            cores=_counts(cores),
             call_sites=call_sites,
         )
     )
@@ -112,3 +138,60 @@ def command(
         raise outcome.failure
     if outcome.result.interrupted:
         sys.exit(INTERRUPTED)
+
+
+def _counts(text: str) -> list[int]:
+    """Return the core counts of a comma list.
+
+    Raises:
+        UsageError: One is not a number of cores.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for word in words:
+        if not word.isascii() or not word.isdigit() or int(word) < 1:
+            raise UsageError(f"--cores {word!r} is no number of cores", todo="such as 1,2,4")
+    return [int(word) for word in words]
+
+
+def _run_all(
+    directory: Path,
+    runs: int,
+    seconds: float,
+    warmup: float,
+    seed: int | None,
+    run_options: list[str],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run the evaluation and say what came of it.
+
+    Raises:
+        FastsocketError: A step failed; the others' results are written.
+    """
+    suite = run_suite(
+        directory,
+        rounds=runs,
+        seconds=seconds,
+        warmup=warmup,
+        seed=seed,
+        run_options=run_options,
+        force=force,
+        tell=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        click.echo(json.dumps({"results": [one.document() for one in suite.results.values()]}))
+    elif suite.results:
+        for name, result in suite.results.items():
+            ratios = result.ratios["fastsocket/stock"]
+            metric = next(iter(ratios))
+            click.echo(f"{name}: {metric}, fastsocket/stock {span(ratios[metric])}")
+        click.echo(f"next: fastsocket report {directory}/*.json -o evaluation.html")
+    if suite.interrupted:
+        click.echo("interrupted: the same command goes on from here", err=True)
+        sys.exit(INTERRUPTED)
+    if suite.failures:
+        raise FastsocketError(
+            f"{len(suite.failures)} of the steps failed",
+            "; ".join(f"{name}: {failure}" for name, failure in suite.failures.items()),
+            "the same command runs only those again",
+        )

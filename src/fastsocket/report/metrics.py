@@ -51,17 +51,26 @@ _METRICS = {
     "completed": MetricText("Connections completed", 1),
     "kills": MetricText("Workers killed", 0),
     "reloads": MetricText("Reloads", 0),
+    "rps_1": MetricText("Requests per second, one instance alone", 1),
+    "p99_us_1": MetricText("Latency, 99th percentile, one instance alone", -1),
+    "local_percent_1": MetricText("Served on the CPU that received it, one instance alone", 1),
+    "live": MetricText("Connections that live", 0),
+    "instructions_per_conn": MetricText("Instructions per connection", -1),
+    "launch_ms": MetricText("Time to launch", -1),
+    "keeper_mib": MetricText("Memory of the keeper", -1),
     "ns_per_packet": MetricText("Time per packet", -1),
 }
 
 SCENARIOS = {
     "short": "Short connections",
     "stall": "One worker stalls",
+    "stall-burn": "One worker computes without end",
     "crash": "Workers are killed and the server reloads",
     "longlived": "Long-lived connections",
     "proxy": "Proxy with backend connections",
     "redis": "Redis",
     "steer": "Steering rules",
+    "overhead": "What Fastsocket itself costs",
     "scale": "Throughput by cores",
 }
 """Heading of each scenario; their order is the order of the page."""
@@ -69,11 +78,13 @@ SCENARIOS = {
 HEADLINES = {
     "short": "cps",
     "stall": "p99_us",
+    "stall-burn": "p99_us",
     "crash": "lost",
     "longlived": "worker_cv",
     "proxy": "cps",
     "redis": "rps",
     "steer": "ns_per_packet",
+    "overhead": "instructions_per_conn",
 }
 """The metric that answers a scenario's question."""
 

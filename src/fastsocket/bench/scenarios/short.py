@@ -13,10 +13,10 @@ from fastsocket.bench.kallsyms import Symbols, call_site
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.probe import ACCEPTS, EVENTS, SITES, Accepts
 from fastsocket.bench.scenario import Measurement, Setup, Stage, stage
-from fastsocket.bench.servers import SERVERS
+from fastsocket.bench.servers import HTTP_SERVERS
 from fastsocket.bench.stats import spread
 
-__all__ = ["Short"]
+__all__ = ["Short", "measure_speed", "watch_accepts"]
 
 WATCH_SECONDS = 0.5
 WATCH_WARMUP = 0.1
@@ -38,7 +38,7 @@ class Short:
         "p99_us": "us",
         "errors": "connections",
     }
-    servers = tuple(SERVERS)
+    servers = tuple(HTTP_SERVERS)
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
@@ -48,12 +48,12 @@ class Short:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
         with stage(setup, mode) as running:
-            _measure_speed(taken, running)
-            _watch_accepts(taken, running)
+            measure_speed(taken, running)
+            watch_accepts(taken, running)
         return taken
 
 
-def _measure_speed(taken: Measurement, running: Stage) -> None:
+def measure_speed(taken: Measurement, running: Stage) -> None:
     """Fill in all that is counted or timed without watching single connections."""
     setup = running.setup
     with ExitStack() as stack:
@@ -61,6 +61,7 @@ def _measure_speed(taken: Measurement, running: Stage) -> None:
             stack.enter_context(setup.probe.attached(*EVENTS))
         outcome, seen = running.load(setup.seconds, setup.warmup)
     reason = setup.probe_reason
+    taken.cores = seen.cores
     taken.put("cps", outcome.per_second)
     taken.put("cpu_us_per_conn", seen.per_connection(seen.busy_seconds * 1e6))
     taken.put("lock_contentions_per_1k", seen.per_connection(_k(seen.contentions)), reason)
@@ -71,7 +72,7 @@ def _measure_speed(taken: Measurement, running: Stage) -> None:
     taken.put("errors", float(outcome.errors))
 
 
-def _watch_accepts(taken: Measurement, running: Stage) -> None:
+def watch_accepts(taken: Measurement, running: Stage) -> None:
     """Fill in who accepted what where, from a second load."""
     setup, probe = running.setup, running.setup.probe
     if probe is None:

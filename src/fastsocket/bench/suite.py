@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`bench all`: the evaluation in one go, a result file for each step, within 20 minutes.
+
+A step that has its file is not run again, so an interrupted evaluation goes on where it was. Files
+of another host, commit, or length of run are not mixed in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from fastsocket.bench.interrupt import check, interruptible
+from fastsocket.bench.result import Result, describe_host, write
+from fastsocket.bench.session import DEFAULT_WARMUP, Request, perform
+from fastsocket.errors import ConflictError, FastsocketError
+
+__all__ = ["BUDGET_SECONDS", "STEPS", "Step", "Suite", "run_suite"]
+
+BUDGET_SECONDS = 1200
+"""What the whole may take."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One benchmark of the evaluation, and the seconds after which it begins no other round."""
+
+    scenario: str
+    server: str
+    budget_seconds: float
+
+    @property
+    def name(self) -> str:
+        """The name of its result file."""
+        return f"{self.scenario}-{self.server}"
+
+
+# The sum leaves a sixth of the whole for starts, ends and a last round that took longer.
+STEPS = (
+    Step("short", "nginx", 120),
+    Step("short", "haproxy", 120),
+    Step("short", "lighttpd", 90),
+    Step("scale", "nginx", 420),
+    Step("redis", "redis", 120),
+    Step("proxy", "haproxy", 120),
+)
+
+
+@dataclass
+class Suite:
+    """What came of it: results and failures by step, and whether the user ended it."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    failures: dict[str, FastsocketError] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+def run_suite(
+    directory: Path,
+    *,
+    rounds: int,
+    seconds: float,
+    warmup: float = DEFAULT_WARMUP,
+    seed: int | None = None,
+    run_options: Sequence[str] = (),
+    force: bool = False,
+    steps: Sequence[Step] = STEPS,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Suite:
+    """Run the steps that `directory` has no result of; a failed one does not stop the others.
+
+    Args:
+        directory: Of the result files; is made.
+        rounds: In each step, at most: fewer where its time would not do.
+        seconds: Measured in each run.
+        warmup: Seconds of load before that.
+        seed: Of the order of runs; None draws one a step.
+        run_options: For ``fastsocket run``.
+        force: Run all steps anew.
+        steps: What to run.
+        tell: Is told what is being done.
+
+    Raises:
+        ConflictError: A file in the directory is of another host, commit or length of run.
+        FastsocketError: The directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FastsocketError(f"{directory} cannot be made", error.strerror or "") from error
+    suite = Suite()
+    files = {step: directory / f"{step.name}.json" for step in steps}
+    if not force:
+        for step, file in files.items():
+            if file.exists():
+                suite.results[step.name] = _finished(file, seconds, run_options)
+    with interruptible():
+        for number, (step, file) in enumerate(files.items(), start=1):
+            place = f"{number}/{len(steps)} {step.name}"
+            if step.name in suite.results:
+                tell(f"{place}: {file} has it")
+                continue
+            tell(f"{place}: at most {step.budget_seconds:.0f} s")
+            request = Request(
+                scenario=step.scenario,
+                server=step.server,
+                rounds=rounds,
+                seconds=seconds,
+                warmup=warmup,
+                seed=seed,
+                run_options=run_options,
+                budget_seconds=step.budget_seconds,
+            )
+            try:
+                check()
+                outcome = perform(request)
+            except KeyboardInterrupt:
+                suite.interrupted = True
+                break
+            except FastsocketError as failure:
+                suite.failures[step.name] = failure
+                tell(f"{place}: {failure}")
+                continue
+            if outcome.failure:
+                suite.failures[step.name] = outcome.failure
+                tell(f"{place}: {outcome.failure}")
+            elif outcome.result.interrupted:
+                suite.interrupted = True
+                break
+            else:
+                write(outcome.result, file, force=True)
+                suite.results[step.name] = outcome.result
+    return suite
+
+
+def _finished(file: Path, seconds: float, run_options: Sequence[str]) -> Result:
+    """Read the result of an earlier call.
+
+    Raises:
+        ConflictError: It does not belong to this evaluation.
+    """
+    remedy = "choose another --output, or run all anew with --force"
+    try:
+        result = msgspec.json.decode(file.read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConflictError(f"{file} cannot be read as a result", str(error), remedy) from error
+    here = describe_host()
+    for what, then, now in (
+        ("host", result.host, here),
+        ("length of run", result.seconds, seconds),
+        ("options of 'fastsocket run'", result.run_options, list(run_options)),
+    ):
+        if then != now:
+            raise ConflictError(f"{file} is of another {what}", f"{then}, not {now}", remedy)
+    return result
