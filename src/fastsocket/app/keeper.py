@@ -26,6 +26,7 @@ from fastsocket.listen import layout
 from fastsocket.listen.layout import SlotState, Tier
 from fastsocket.listen.page import StatusPage, snapshot
 from fastsocket.listen.select import Selector, migration_works
+from fastsocket.local.fastpath import FastPath
 from fastsocket.native import native_file
 
 __all__ = ["Keeper", "become_keeper"]
@@ -45,10 +46,16 @@ class Keeper:
         server: Listening SOCK_SEQPACKET unix socket.
         pid: The application's first process.
         command: Its command line, for status.
+        local_port: Its port whose connections within this host take the local fast path.
     """
 
     def __init__(
-        self, page: StatusPage, server: socket.socket, pid: int, command: list[str]
+        self,
+        page: StatusPage,
+        server: socket.socket,
+        pid: int,
+        command: list[str],
+        local_port: int | None = None,
     ) -> None:
         self.page, self.server, self.pid, self.command = page, server, pid, command
         self.tier = Tier.CLASSIC
@@ -61,10 +68,14 @@ class Keeper:
         self._native = ctypes.CDLL(str(native_file("libfsocket.so")))
         self._view = ctypes.byref(page.view)
         self._due: float | None = None  # when orphans are handed over
+        self._local_port = local_port
+        self._local: FastPath | None = None
+        self._local_limits: list[str] = []
 
     def run(self) -> None:
         """Serve until the application's last process is gone."""
         self._probe()
+        self._start_local()
         append(f"{self.command[0]} ({self.pid}): tier {self.tier.name.lower()}")
         for feature, reason in self.reasons.items():
             append(f"{self.command[0]} ({self.pid}): {feature} is missing: {reason}")
@@ -92,6 +103,7 @@ class Keeper:
             "listen_spawn": self.page.view.listen_spawn,
             "processes": sorted(self._watched),
             "listeners": snapshot(self.page.view),
+            "local": self._local and self._local.status() | {"limits": self._local_limits},
         }
 
     # -- the tier ---------------------------------------------------------------------------
@@ -116,6 +128,15 @@ class Keeper:
         except BpfError as error:
             self.tier = Tier.CLASSIC
             self.reasons["select"] = str(error)
+
+    def _start_local(self) -> None:
+        if self._local_port is None:
+            return
+        from fastsocket.local.selftest import start  # only few applications need it
+
+        self._local, reason, self._local_limits = start(self._local_port)
+        if self._local is None:
+            self.reasons["local-fast-path"] = reason
 
     # -- requests ---------------------------------------------------------------------------
 
