@@ -21,6 +21,8 @@
 #define MSG_OOB 0x1
 #define MSG_ZEROCOPY 0x4000000
 #define O_NONBLOCK 04000
+#define X86_SPLICE 275
+#define ARM64_SPLICE 76
 #define CONNECTIONS 65536 /* two ends each; further ones are plain TCP */
 #define HANDSHAKES 4096 /* under way at the same time */
 /* Redirected messages that may wait for a reader: each costs the kernel about a kilobyte
@@ -79,7 +81,7 @@ struct tcp_sock {
 
 /* The registers of a system call: of these exist those of the running architecture. */
 struct pt_regs___x86 {
-	unsigned long dx, r10, orig_ax;
+	unsigned long di, dx, r10, orig_ax;
 } __attribute__((preserve_access_index));
 
 struct pt_regs___arm64 {
@@ -324,7 +326,7 @@ static __always_inline int plain_send(void)
 		case 1: /* write */
 		case 20: /* writev */
 		case 40: /* sendfile */
-		case 275: /* splice */
+		case X86_SPLICE:
 			return 1;
 		case 44: /* sendto */
 		case 307: /* sendmmsg */
@@ -345,7 +347,7 @@ static __always_inline int plain_send(void)
 		case 64: /* write */
 		case 66: /* writev */
 		case 71: /* sendfile */
-		case 76: /* splice */
+		case ARM64_SPLICE:
 			return 1;
 		case 206: /* sendto */
 		case 269: /* sendmmsg */
@@ -416,13 +418,6 @@ pass:
 	return SK_PASS;
 }
 
-/* splice() reads past what was redirected: its socket gets nothing more that way. The tracepoint's
- * record is eight bytes common to all, the number of the call, and its arguments.
- */
-struct splice {
-	__u64 common, number, fd_in;
-};
-
 struct fdtable {
 	unsigned int max_fds;
 	struct file **fd;
@@ -436,18 +431,32 @@ struct task_struct {
 	struct files_struct *files;
 } __attribute__((preserve_access_index));
 
-SEC("tracepoint/syscalls/sys_enter_splice")
-int fs_local_splice(struct splice *ctx)
+/* splice() reads past what was redirected: its socket gets nothing more that way. All system calls
+ * come by here; the tracepoint of this one alone would need tracefs and costs the others the same.
+ */
+SEC("raw_tracepoint/sys_enter")
+int fs_local_splice(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct end *end, *sender;
-	struct fs_local *local = page();
-	struct socket *socket;
 	struct file **table, *file = NULL;
+	struct end *end, *sender;
+	struct task_struct *task;
+	struct fs_local *local;
+	struct socket *socket;
 	struct sock *sk;
 	__u64 cookie;
-	__u32 fd = ctx->fd_in;
+	__u32 fd;
 
+	if (bpf_core_field_exists(struct pt_regs___x86, orig_ax)) {
+		if (ctx->args[1] != X86_SPLICE)
+			return 0;
+		fd = BPF_CORE_READ((struct pt_regs___x86 *)ctx->args[0], di);
+	} else {
+		if (ctx->args[1] != ARM64_SPLICE)
+			return 0;
+		fd = BPF_CORE_READ((struct pt_regs___arm64 *)ctx->args[0], regs[0]);
+	}
+	task = (struct task_struct *)bpf_get_current_task();
+	local = page();
 	if (!local || fd >= BPF_CORE_READ(task, files, fdt, max_fds))
 		return 0;
 	table = BPF_CORE_READ(task, files, fdt, fd);

@@ -133,7 +133,7 @@ def _splice_late(client: socket.socket, server: socket.socket) -> None:
 
 
 def _sendfile(client: socket.socket, server: socket.socket) -> None:
-    with open(os.memfd_create("fs_trial"), "wb", buffering=0) as file:
+    with os.fdopen(os.memfd_create("fs_trial"), "wb", buffering=0) as file:
         file.write(PIECE)
         sent, got = 0, b""
         while sent < len(PIECE):
