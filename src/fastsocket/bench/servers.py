@@ -273,6 +273,21 @@ class Granian:
         ]
 
 
+class Redis:
+    """redis: one thread, nothing written to disk."""
+
+    name = "redis"
+    modes = (Mode.STOCK, Mode.FASTSOCKET)
+
+    def command(self, mode: Mode, site: Site) -> list[str]:
+        """See :class:`Server`."""
+        return [
+            _program("redis-server", "redis-server"),
+            *("--bind", site.address, "--port", str(site.port)),
+            *("--save", "", "--dir", str(site.directory)),
+        ]
+
+
 def _module(name: str) -> list[str]:
     """Return the command of a Python server in this interpreter's environment."""
     if importlib.util.find_spec(name) is None:
@@ -296,6 +311,7 @@ SERVERS: Mapping[str, Server] = {
         Gunicorn(),
         Granian(),
         Demo(),
+        Redis(),
     )
 }
 

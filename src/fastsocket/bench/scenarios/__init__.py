@@ -7,6 +7,7 @@ from fastsocket.bench.scenario import Scenario
 from fastsocket.bench.scenarios.crash import Crash
 from fastsocket.bench.scenarios.longlived import Longlived
 from fastsocket.bench.scenarios.overhead import Overhead
+from fastsocket.bench.scenarios.redis import Redis
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.stall import Stall
 
@@ -21,5 +22,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         Crash(),
         Longlived(),
         Overhead(),
+        Redis(),
     )
 }

@@ -38,7 +38,7 @@ class Short:
         "p99_us": "us",
         "errors": "connections",
     }
-    servers = tuple(SERVERS)
+    servers = tuple(name for name in SERVERS if name != "redis")  # those that speak HTTP
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
