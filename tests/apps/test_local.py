@@ -173,7 +173,17 @@ def psql(statement: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.usefixtures("own_network")
 def test_postgresql_and_a_terminated_backend() -> None:
-    bench = ["env", "PGDATABASE=postgres", "pgbench", "-h", "127.0.0.1", "-p", str(PORT), "-U", "postgres"]
+    bench = [
+        "env",
+        "PGDATABASE=postgres",
+        "pgbench",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(PORT),
+        "-U",
+        "postgres",
+    ]
     with postgres(FAST) as pid:
         wait_until(lambda: psql("select 1").stdout == "1\n", "PostgreSQL to be ready")
         made = subprocess.run([*bench, "-i", "-q"], check=False, capture_output=True, text=True)

@@ -29,12 +29,10 @@ class Off(IntEnum):
     SWITCHED_OFF = 1
     SERVER_BLOCKS = 2
 
-
-WHY_OFF = {
-    Off.ON: "",
-    Off.SWITCHED_OFF: "it was switched off",
-    Off.SERVER_BLOCKS: "the server reads with blocking calls",
-}
+    @property
+    def why(self) -> str:
+        """The reason in words; empty while it is on."""
+        return ("", "it was switched off", "the server reads with blocking calls")[self]
 
 
 class Counters(ctypes.Structure):
@@ -144,7 +142,7 @@ class FastPath:
         """Return the counters by name, ready for JSON; ``off`` is why it is off, or empty."""
         return {
             "port": self.port,
-            "off": WHY_OFF[Off(self.counters.off)],
+            "off": Off(self.counters.off).why,
             "connections": self.counters.connections,
             "redirected": self.counters.redirected,
             "passed": self.counters.passed,

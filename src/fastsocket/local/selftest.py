@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from fastsocket.bpf.libbpf import BpfError
+from fastsocket.errors import FastsocketError
 from fastsocket.local.fastpath import FastPath
 
 __all__ = ["CHECKS", "LIMITS", "Trial", "self_test", "start"]
@@ -266,5 +266,5 @@ def start(port: int) -> tuple[FastPath | None, str, list[str]]:
         if trial.failed:
             return None, "; ".join(f"{name}: {why}" for name, why in trial.failed.items()), []
         return FastPath(port), "", list(trial.limits)
-    except (BpfError, OSError) as error:
+    except (FastsocketError, OSError) as error:
         return None, str(error), []
