@@ -29,6 +29,7 @@ from fastsocket.listen.layout import SlotState, Tier
 from fastsocket.listen.page import StatusPage, snapshot
 from fastsocket.listen.queues import listen_overflows, queues
 from fastsocket.listen.select import Selector, migration_works
+from fastsocket.local.fastpath import FastPath
 from fastsocket.native import native_file
 
 __all__ = ["Keeper", "become_keeper"]
@@ -50,6 +51,7 @@ class Keeper:
         pid: The application's first process.
         command: Its command line, for status.
         resumed: Whether it takes the place of a keeper that was killed.
+        local_port: Its port whose connections within this host take the local fast path.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Keeper:
         pid: int,
         command: list[str],
         resumed: bool = False,
+        local_port: int | None = None,
     ) -> None:
         self.page, self.server, self.pid, self.command = page, server, pid, command
         self.tier = Tier.CLASSIC
@@ -75,10 +78,14 @@ class Keeper:
         self._view = ctypes.byref(page.view)
         self._due: float | None = None  # when orphans are handed over
         self._resumed = resumed
+        self._local_port = local_port
+        self._local: FastPath | None = None
+        self._local_limits: list[str] = []
 
     def run(self) -> None:
         """Serve until the application's last process is gone."""
         self._probe()
+        self._start_local()
         append(f"{self.command[0]} ({self.pid}): tier {self.tier.name.lower()}")
         for feature, reason in self.reasons.items():
             append(f"{self.command[0]} ({self.pid}): {feature} is missing: {reason}")
@@ -120,6 +127,7 @@ class Keeper:
             "processes": sorted(self._watched),
             "listeners": snapshot(self.page.view, queues()),
             "listen_overflows": listen_overflows(),
+            "local": self._local and self._local.status() | {"limits": self._local_limits},
         }
 
     # -- the tier ---------------------------------------------------------------------------
@@ -162,6 +170,15 @@ class Keeper:
         self._adopt()
         self._sweep()
         self._due = time.monotonic() + GRACE_S
+
+    def _start_local(self) -> None:
+        if self._local_port is None:
+            return
+        from fastsocket.local.selftest import start  # only few applications need it
+
+        self._local, reason, self._local_limits = start(self._local_port)
+        if self._local is None:
+            self.reasons["local-fast-path"] = reason
 
     # -- requests ---------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ def cpus_to_fill() -> list[int]:
     return order_physical_first(read_topology(), limits.allowed)
 
 
-def _start_keeper(page: StatusPage, command: Sequence[str]) -> str:
+def _start_keeper(page: StatusPage, command: Sequence[str], local_port: int | None) -> str:
     """Start the keeper of this process, reparented away from it; return its socket's name."""
     pid = os.getpid()
     name = socket_name(pid)
@@ -53,7 +53,7 @@ def _start_keeper(page: StatusPage, command: Sequence[str]) -> str:
         # Imported here, so that the application does not wait for it.
         from fastsocket.app.keeper import Keeper, become_keeper
 
-        become_keeper(Keeper(page, server, pid, list(command)))
+        become_keeper(Keeper(page, server, pid, list(command), local_port=local_port))
     server.close()
     return name
 
@@ -77,12 +77,15 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     return environment
 
 
-def launch(command: Sequence[str], parameters: Parameters) -> NoReturn:
+def launch(
+    command: Sequence[str], parameters: Parameters, local_port: int | None = None
+) -> NoReturn:
     """Replace this process by `command`, accelerated where the preload can reach it.
 
     Args:
         command: The command and its arguments, at least one word.
         parameters: How it is accelerated.
+        local_port: Its port whose connections within this host take the local fast path.
 
     Raises:
         CommandNotFoundError: No such command.
@@ -92,15 +95,19 @@ def launch(command: Sequence[str], parameters: Parameters) -> NoReturn:
     path = resolve(command[0])
     program = classify(path)
     environment = dict(os.environ)
+    preloads = program.preloadable and parameters.enable_listen_spawn != 0
     if not program.preloadable:
         print(f"fastsocket: runs as without Fastsocket: {program.why}", file=sys.stderr)
-    elif parameters.enable_listen_spawn:
+    if preloads:
         library = native_file("libfsocket.so")
         require_trusted(library)
         environment = _environment(library, parameters)
+    if preloads or local_port is not None:
         page = StatusPage(cpus_to_fill(), parameters)
-        environment["FASTSOCKET_KEEPER"] = _start_keeper(page, command)
-        if page.map:
+        keeper = _start_keeper(page, command, local_port)
+        if preloads:
+            environment["FASTSOCKET_KEEPER"] = keeper
+        if preloads and page.map:
             words = resume_words(os.getpid(), map_info(page.map.fd).number)
             environment["FASTSOCKET_KEEPER_COMMAND"] = SEPARATOR.join(words)
     sys.stdout.flush()

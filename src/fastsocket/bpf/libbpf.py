@@ -348,6 +348,18 @@ class Program:
         result = library().bpf_program__attach_cgroup(self.handle, cgroup_fd)
         return self._link(result, "attached to the cgroup")
 
+    def attach_map(self, target: Map, kind: int) -> None:
+        """Attach to the sockets of a map; `kind` is the kernel's ``enum bpf_attach_type``.
+
+        It ends with the last user's descriptor of the map; sockets that are in the map then keep
+        the program until they close.
+
+        Raises:
+            BpfError: Refused by the kernel.
+        """
+        result = library().bpf_prog_attach(self.fd, target.fd, kind, 0)
+        _check(result, f"the BPF program {self.name} cannot be attached to {target.name}")
+
     def attach_xdp(self, ifindex: int) -> Link:
         """Attach to a network device by a link, in the mode that the kernel prefers.
 

@@ -22,9 +22,19 @@ __all__ = ["command"]
     type=click.IntRange(0, 2),
     help="0 off, 1 the application pins its workers, 2 Fastsocket pins them (default).",
 )
+@click.option(
+    "--local-fast-path",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help="Connections within this host to PORT skip TCP and IP.",
+)
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def command(
-    profile: str | None, config: Path | None, listen_spawn: int | None, cmd: tuple[str, ...]
+    profile: str | None,
+    config: Path | None,
+    listen_spawn: int | None,
+    local_fast_path: int | None,
+    cmd: tuple[str, ...],
 ) -> None:
     """Start CMD accelerated; it keeps the PID, the terminal, signals and the exit code."""
     if not cmd:
@@ -37,4 +47,4 @@ def command(
     flags: dict[str, Any] = {}
     if listen_spawn is not None:
         flags["enable_listen_spawn"] = listen_spawn
-    launch(cmd, checked(flags, "the command line", parameters))
+    launch(cmd, checked(flags, "the command line", parameters), local_fast_path)

@@ -66,8 +66,20 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         console.print(
             f"  full accept queues in this network namespace: {status['listen_overflows']}"
         )
+    if status["local"]:
+        _show_local(console, status["local"])
     for listener in status["listeners"]:
         _show_listener(console, listener)
+
+
+def _show_local(console: Console, local: dict[str, Any]) -> None:
+    state = f"off: {local['off']}" if local["off"] else "active"
+    console.print(
+        f"  local fast path of port {local['port']} is {state}; {local['connections']} connections,"
+        f" {local['redirected']} messages past TCP, {local['passed']} over TCP"
+    )
+    for limit in local["limits"]:
+        console.print(f"    not as over TCP on this kernel: {limit}")
 
 
 def _show_features(console: Console, features: list[Feature]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from fastsocket.bench.scenario import Scenario
 from fastsocket.bench.scenarios.crash import Crash
+from fastsocket.bench.scenarios.local import Local
 from fastsocket.bench.scenarios.longlived import Longlived
 from fastsocket.bench.scenarios.overhead import Overhead
 from fastsocket.bench.scenarios.proxy import Proxy
@@ -24,6 +25,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         Crash(),
         Longlived(),
         Overhead(),
+        Local(),
         Proxy(),
         Redis(),
         Scale(),

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The local fast path: what it carries arrives as over TCP, and whom it must leave alone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from local_streams import Streams
+
+from fastsocket.local import selftest
+from fastsocket.local.fastpath import FastPath, Off
+
+pytestmark = pytest.mark.netns
+
+MIB = 1 << 20
+# For each test of streams, over all its connections and one way; `make soak` repeats them.
+STREAM_BYTES = int(os.environ.get("FASTSOCKET_STREAM_MIB", "96")) * MIB
+PATIENCE_S = 5
+IPPROTO_MPTCP = 262
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
+    with socket.create_server((request.param, 0), family=family, backlog=256) as made:
+        made.settimeout(PATIENCE_S)
+        yield made
+
+
+@pytest.fixture
+def v4() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        made.settimeout(PATIENCE_S)
+        yield made
+
+
+def port_of(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
+@contextmanager
+def pair(listener: socket.socket) -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_connection(listener.getsockname()[:2], PATIENCE_S) as client:
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(PATIENCE_S)
+            yield client, server
+
+
+def exchange(client: socket.socket, server: socket.socket, rounds: int = 10) -> None:
+    """A question and an answer, again and again."""
+    for number in range(rounds):
+        question, answer = b"q%d" % number, b"a%d" % number
+        client.sendall(question)
+        assert server.recv(64) == question
+        server.sendall(answer)
+        assert client.recv(64) == answer
+
+
+# -- what it carries -----------------------------------------------------------------------------
+
+
+def test_the_self_test_passes_here() -> None:
+    trial = selftest.self_test()
+    assert trial.failed == {}
+    assert set(trial.limits) <= set(selftest.LIMITS)
+
+
+def test_questions_and_answers_go_past_tcp(listener: socket.socket) -> None:
+    with FastPath(port_of(listener)) as fast, pair(listener) as (client, server):
+        exchange(client, server)
+        assert fast.status() == {
+            "port": port_of(listener),
+            "off": "",
+            "connections": 1,
+            "redirected": 20,
+            "passed": 0,
+            "spliced": 0,
+        }
+        assert fast.sockets() == 2
+        client.close()
+        assert server.recv(1) == b""
+        server.close()
+        assert fast.sockets() == 0
+
+
+def test_a_socket_for_both_families(v4: socket.socket) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
+        both.settimeout(PATIENCE_S)
+        with (
+            FastPath(port_of(both)) as fast,
+            socket.create_connection(("127.0.0.1", port_of(both)), PATIENCE_S) as client,
+            both.accept()[0] as server,
+        ):
+            server.settimeout(PATIENCE_S)
+            exchange(client, server)
+            assert fast.counters.redirected == 20
+
+
+def test_streams_arrive_as_they_were_sent(listener: socket.socket) -> None:
+    with FastPath(port_of(listener)) as fast:
+        streams = Streams(listener, 64, STREAM_BYTES // 64, seed=1)
+        streams.run()
+        assert streams.all_arrived()
+        assert streams.resets == 0
+        assert fast.counters.connections == 64
+        assert fast.counters.redirected > 64
+        assert fast.counters.passed > 64, "buffers never filled: TCP was not mixed in"
+
+
+def test_resets_on_the_way(v4: socket.socket) -> None:
+    with FastPath(port_of(v4)) as fast:
+        streams = Streams(v4, 64, STREAM_BYTES // 64, seed=2)
+        streams.run(reset_share=0.5)
+        assert streams.resets > 5
+        assert fast.counters.redirected > 64
+        assert fast.sockets() == 0
+
+
+def test_switched_off_on_the_way(v4: socket.socket) -> None:
+    with FastPath(port_of(v4)) as fast:
+        streams = Streams(v4, 32, STREAM_BYTES // 32, seed=3)
+        at: list[int] = []
+
+        def switch_off() -> None:
+            fast.switch_off()
+            at.append(fast.counters.redirected)
+
+        streams.run(halfway=switch_off)
+        assert streams.all_arrived()
+        assert at == [fast.counters.redirected]
+        assert at[0] > 32
+        with pair(v4) as (client, server):
+            exchange(client, server)
+        assert fast.counters.connections == 32
+
+
+def test_it_takes_over_again_after_a_full_buffer(v4: socket.socket) -> None:
+    with FastPath(port_of(v4)) as fast, pair(v4) as (client, server):
+        client.setblocking(False)
+        sent = 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                sent += client.send(bytes(64 << 10))
+        while sent:
+            sent -= len(server.recv(MIB))
+        client.settimeout(PATIENCE_S)
+        exchange(client, server)  # the first pieces may still be TCP's
+        before = fast.counters.redirected
+        exchange(client, server)
+        assert fast.counters.redirected == before + 20
+
+
+# -- whom it leaves alone ------------------------------------------------------------------------
+
+
+def test_open_connections_stay_as_they_are(v4: socket.socket) -> None:
+    with pair(v4) as (client, server), FastPath(port_of(v4)) as fast:
+        exchange(client, server)
+        assert fast.status()["connections"] == fast.sockets() == 0
+
+
+def test_other_ports(v4: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, FastPath(port_of(other)) as fast:
+        with pair(v4) as (client, server):
+            exchange(client, server)
+        assert fast.status()["connections"] == fast.sockets() == 0
+
+
+def test_a_full_map_is_plain_tcp(v4: socket.socket) -> None:
+    with FastPath(port_of(v4), connections=2) as fast, ExitStack() as stack:
+        pairs = [stack.enter_context(pair(v4)) for _ in range(6)]
+        for client, server in pairs:
+            exchange(client, server)
+        assert fast.counters.connections == 2
+        assert fast.counters.redirected == 2 * 20
+
+
+def test_a_client_that_waits_in_its_calls(v4: socket.socket) -> None:
+    """Its socket never gets into the map, so MSG_WAITALL and signals are the kernel's own."""
+    with FastPath(port_of(v4)) as fast, socket.socket() as client:
+        client.connect(v4.getsockname())
+        with v4.accept()[0] as server:
+            server.send(b"one")
+            late = threading.Timer(0.1, server.send, (b"two",))
+            late.start()
+            assert client.recv(6, socket.MSG_WAITALL) == b"onetwo"
+            late.join()
+        assert fast.sockets() == fast.counters.connections == 0
+
+
+def test_a_client_that_begins_to_wait(v4: socket.socket) -> None:
+    with FastPath(port_of(v4)) as fast, pair(v4) as (client, server):
+        exchange(client, server, 1)
+        client.setblocking(True)
+        for piece in (b"one", b"two"):
+            server.send(piece)
+        assert client.recv(6, socket.MSG_WAITALL) == b"onetwo"
+        assert fast.counters.redirected == 2
+        assert fast.counters.off == Off.ON
+
+
+def test_a_server_that_waits_switches_it_off(v4: socket.socket) -> None:
+    with FastPath(port_of(v4)) as fast, pair(v4) as (client, server):
+        server.setblocking(True)
+        exchange(client, server)
+        assert fast.counters.off == Off.SERVER_BLOCKS
+        assert "blocking" in fast.status()["off"]
+        assert fast.counters.redirected <= 2
+
+
+def test_a_server_that_has_not_accepted_yet(v4: socket.socket) -> None:
+    with FastPath(port_of(v4)) as fast:
+        with socket.create_connection(v4.getsockname(), PATIENCE_S) as client:
+            client.send(b"early")
+            assert fast.counters.redirected == 0
+            with v4.accept()[0] as server:
+                server.settimeout(PATIENCE_S)
+                assert server.recv(64) == b"early"
+                exchange(client, server)
+        assert fast.counters.redirected == 20
+
+
+def test_urgent_data_is_tcps(v4: socket.socket) -> None:
+    with FastPath(port_of(v4)) as fast, pair(v4) as (client, server):
+        client.send(b"!", socket.MSG_OOB)
+        client.sendmsg([b"!"], [], socket.MSG_OOB)
+        assert fast.counters.redirected == 0
+        assert fast.counters.passed == 2
+        server.setblocking(False)  # a timeout would wait for bytes that are not urgent
+        assert server.recv(1, socket.MSG_OOB) == b"!"
+
+
+def test_mptcp(v4: socket.socket) -> None:
+    if Path("/proc/sys/net/mptcp/enabled").read_text().strip() != "1":
+        pytest.skip("MPTCP is switched off on this host")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as both:
+        both.bind(("127.0.0.1", 0))
+        both.listen()
+        both.settimeout(PATIENCE_S)
+        with (
+            FastPath(port_of(both)) as fast,
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP) as client,
+        ):
+            client.settimeout(PATIENCE_S)
+            client.connect(both.getsockname())
+            with both.accept()[0] as server:
+                server.settimeout(PATIENCE_S)
+                exchange(client, server)
+            assert fast.counters.connections == 0
+
+
+# -- namespaces ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def namespaces() -> Iterator[Callable[[str], list[str]]]:
+    """Two namespaces joined by veth, 10.9.8.1 and 10.9.8.2; yields how to run words in one."""
+    names = {end: f"fs-local-{end}-{os.getpid()}" for end in "ab"}
+
+    def within(end: str) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{names[end]}"]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names.values():
+            ip("netns", "add", name)
+        ip(
+            *("link", "add", "veth0", "netns", names["a"], "type", "veth"),
+            *("peer", "name", "veth0", "netns", names["b"]),
+        )
+        for number, name in enumerate(names.values(), 1):
+            ip("-n", name, "addr", "add", f"10.9.8.{number}/24", "dev", "veth0")
+            ip("-n", name, "link", "set", "veth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield within
+    finally:
+        for name in names.values():
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+SERVER = """
+import socket, sys
+from fastsocket.local.fastpath import FastPath
+with socket.create_server(("", 7007)) as listener, FastPath(7007) as fast:
+    print("ready", flush=True)
+    server, _ = listener.accept()
+    server.settimeout(5)
+    while data := server.recv(64):
+        server.send(data)
+    print(fast.counters.connections, fast.counters.redirected, flush=True)
+"""
+CLIENT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 7007), 5) as client:
+    for number in range(10):
+        client.send(b"%d" % number)
+        assert client.recv(64) == b"%d" % number
+"""
+
+
+def across(server_prefix: list[str], client_prefix: list[str], address: str) -> list[int]:
+    """Serve and call from two places; return the connections taken and the messages redirected."""
+    with subprocess.Popen(
+        [*server_prefix, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        try:
+            assert server.stdout.readline() == "ready\n"
+            subprocess.run([*client_prefix, sys.executable, "-c", CLIENT, address], check=True)
+            return [int(word) for word in server.stdout.readline().split()]
+        finally:
+            server.kill()
+
+
+def test_across_veth() -> None:
+    with namespaces() as within:
+        assert across(within("a"), within("b"), "10.9.8.1") == [1, 20]
+
+
+def test_translated_addresses_are_plain_tcp() -> None:
+    rules = "add table ip t; add chain ip t c {type nat hook postrouting priority 100;}; "
+    rules += "add rule ip t c tcp dport 7007 snat to 10.9.8.77"
+    with namespaces() as within:
+        address = [*within("b"), "ip", "addr", "add", "10.9.8.77/24", "dev", "veth0"]
+        subprocess.run(address, check=True)
+        done = subprocess.run(
+            [*within("b"), "nft", rules], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"no address translation here: {done.stderr.strip()}")
+        assert across(within("a"), within("b"), "10.9.8.1") == [0, 0]
+
+
+def test_the_same_port_in_another_namespace() -> None:
+    """The other server is none of ours, even if its addresses are the same."""
+    with namespaces() as within, socket.create_server(("127.0.0.1", 7007)) as ours:
+        ours.settimeout(PATIENCE_S)
+        with FastPath(7007) as fast:
+            assert across(within("a"), within("a"), "127.0.0.1") == [1, 20]
+            assert fast.counters.connections == 0
+            with pair(ours) as (client, server):
+                exchange(client, server)
+            assert fast.counters.redirected == 20
+
+
+# -- the end of its owner ------------------------------------------------------------------------
+
+OWNER = """
+import sys, time
+from fastsocket.local.fastpath import FastPath
+with FastPath(int(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def programs() -> set[str]:
+    listed = subprocess.run(["bpftool", "prog"], capture_output=True, text=True, check=True).stdout
+    return {line.split(":")[0] for line in listed.splitlines() if "name fs_local" in line}
+
+
+def test_killing_the_owner_disturbs_nothing_and_leaves_nothing(v4: socket.socket) -> None:
+    before = programs()
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(port_of(v4))], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout
+    assert owner.stdout.readline() == "ready\n"
+    with pair(v4) as (client, server):
+        exchange(client, server)
+        client.send(b"unread")
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        owner.stdout.close()
+        assert server.recv(64) == b"unread"
+        exchange(client, server)
+        with pair(v4) as later:
+            exchange(*later)
+    deadline = time.monotonic() + PATIENCE_S
+    while programs() - before:
+        assert time.monotonic() < deadline, "programs are left"
+        time.sleep(0.05)
