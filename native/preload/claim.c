@@ -9,7 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 static int find_slot(const struct fs_listener *pl, uint64_t cookie)
 {
@@ -296,6 +296,7 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 		return -1;
 	}
 	pin_workers(pl);
+	lean_relearn(l, pl);
 	return index;
 }
 

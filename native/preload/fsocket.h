@@ -3,14 +3,22 @@
 #ifndef FASTSOCKET_FSOCKET_H
 #define FASTSOCKET_FSOCKET_H
 
+#include <netdb.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
 
 #include "hooks.h"
 #include "keeper.h"
@@ -46,6 +54,12 @@ struct fd_entry {
 	uint8_t listener; /* FD_CONNECTION: page index; FD_LISTENER: index of fs_listeners */
 	uint16_t slot; /* FD_CONNECTION */
 	uint32_t era; /* FD_CONNECTION: fs_era when accepted; after a fork it is the parent's */
+	/* FD_CONNECTION, for lean.c */
+	uint8_t lean; /* enum lean_bits */
+	uint8_t exchange; /* answers so far */
+	uint16_t turn; /* lean_thread.turn when the application last wrote, or first read */
+	uint16_t spawns; /* lean_spawns when accepted */
+	uint64_t at; /* lean_ticks() of the last write */
 };
 
 /* A slot that one thread of this process polls in place of the application's descriptor. */
@@ -69,6 +83,7 @@ struct listener {
 	int epfd; /* epoll instance through which it was claimed, or -1 */
 	pid_t tid; /* thread that claimed it */
 	int paused; /* the application took it out of its epoll instance for a while */
+	unsigned lean; /* fs_lean.on as its sockets in this process have it */
 	int inherited_epoll; /* an ancestor polls it in an epoll instance that we may share */
 	uint64_t cookie; /* of the application's own socket */
 	int stand_ins;

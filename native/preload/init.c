@@ -7,7 +7,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 #define MOST_FDS (1 << 20)
 
@@ -31,7 +31,7 @@ void fs_resolve(void)
 #undef HOOK
 }
 
-/* One entry of 8 bytes for each descriptor that the process may ever have; untouched pages of
+/* One entry for each descriptor that the process may ever have; untouched pages of
  * the table take no memory.
  */
 static void make_fd_table(void)
@@ -75,6 +75,7 @@ __attribute__((constructor)) static void start(void)
 		return;
 	make_fd_table();
 	fs_keeper_find();
+	lean_start();
 	sched_getaffinity(0, sizeof(initial_affinity), &initial_affinity);
 	pthread_atfork(fs_before_fork, NULL, in_child);
 	fs_adopt_inherited();

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 struct fs_page *fs_page;
 struct listener fs_listeners[FS_MAX_LISTENERS];
@@ -133,6 +133,7 @@ void fs_adopt_inherited(void)
 /* Workers are about to come: bind their sockets while this process still may. */
 void fs_before_fork(void)
 {
+	lean_spawn();
 	for (int i = 0; i < fs_listener_count; i++) {
 		fs_siblings_prepare(&fs_listeners[i]);
 		memset(fs_listeners[i].sibling_shared, 1, fs_listeners[i].siblings);

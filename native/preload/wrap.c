@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
@@ -43,6 +43,10 @@ EXPORT int listen(int fd, int backlog)
 EXPORT int shutdown(int fd, int how)
 {
 	struct listener *l = listener_of(fd);
+	struct fd_entry *connection = how == SHUT_RD ? NULL : lean_connection(fd);
+
+	if (connection)
+		lean_closing(connection, fd, 0);
 
 	for (int i = 0; l && i < l->stand_ins; i++) {
 		NEXT(shutdown)(l->stand_in[i].fd, how);
@@ -77,8 +81,15 @@ static COLD void forbid_siblings(int fd)
 
 EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 {
-	int result = NEXT(setsockopt)(fd, level, name, value, len), saved = errno;
-	struct listener *l = listener_of(fd);
+	struct fd_entry *connection = lean_connection(fd);
+	struct listener *l;
+	int result, saved;
+
+	if (connection && lean_option(connection, fd, level, name, value, len))
+		return 0;
+	result = NEXT(setsockopt)(fd, level, name, value, len);
+	saved = errno;
+	l = listener_of(fd);
 
 	if (unlikely(result == 0 && forbids_siblings(level, name)))
 		forbid_siblings(fd);
@@ -87,6 +98,7 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 			NEXT(setsockopt)(l->sibling[i], level, name, value, len);
 		if (l->origin >= 0)
 			NEXT(setsockopt)(l->origin, level, name, value, len);
+		lean_listener_option(l, level, name, value, len);
 		errno = saved;
 	}
 	return result;
@@ -128,7 +140,14 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
 	if (fd_entry(connection) != fd_entry(-1))
 		*fd_entry(connection) = (struct fd_entry){
-			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
+			.kind = FD_CONNECTION,
+			.listener = listener,
+			.slot = slot,
+			.era = fs_era,
+			.lean = fs_page->lean ? 0 : LEAN_PLAIN,
+			.spawns = lean_spawns};
+	if (unlikely(fs_listeners[entry->listener].lean != fs_page->listener[listener].lean.on))
+		lean_apply(&fs_listeners[entry->listener]);
 }
 
 /* A thread that accepts what another one polled: try the sockets of all its threads. */
@@ -201,6 +220,8 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	struct source source;
 	int connection;
 
+	lean_io_begins(fd, 0);
+
 	if (entry->kind != FD_LISTENER)
 		return NEXT(accept4)(fd, addr, len, flags);
 	source = source_of(entry, fd);
@@ -221,8 +242,10 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 
 EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
-	return fd_entry(fd)->kind == FD_LISTENER ? accept4(fd, addr, len, 0) :
-						   NEXT(accept)(fd, addr, len);
+	if (fd_entry(fd)->kind == FD_LISTENER)
+		return accept4(fd, addr, len, 0);
+	lean_io_begins(fd, 0);
+	return NEXT(accept)(fd, addr, len);
 }
 
 /* close, dup2, dup3 */
@@ -250,6 +273,8 @@ EXPORT int close(int fd)
 		return NEXT(close)(fd);
 	if (unlikely(entry->kind != FD_CONNECTION))
 		return close_special(fd);
+	if (!(entry->lean & LEAN_PLAIN))
+		lean_closing(entry, fd, 1);
 	entry->kind = FD_OTHER;
 	if (entry->era == fs_era)
 		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
@@ -273,6 +298,8 @@ static COLD void make_room(int from, int to)
 
 EXPORT int dup2(int from, int to)
 {
+	lean_shared(from);
+	lean_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup2)(from, to);
@@ -280,6 +307,8 @@ EXPORT int dup2(int from, int to)
 
 EXPORT int dup3(int from, int to, int flags)
 {
+	lean_shared(from);
+	lean_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup3)(from, to, flags);
@@ -330,12 +359,19 @@ EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 			     NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 
-static inline void wait_begins(void)
+static inline void wait_begins(int blocks)
 {
+	lean_wait_begins(blocks);
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
 		fs_worker->waits++;
 	}
+}
+
+/* Whether a wait with that limit, or without one, can sleep. */
+static inline int blocks_for(const struct timespec *timeout)
+{
+	return !timeout || timeout->tv_sec || timeout->tv_nsec;
 }
 
 static inline void wait_ends(void)
@@ -353,7 +389,7 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(timeout != 0);
 	result = NEXT(epoll_wait)(epfd, events, max, timeout);
 	wait_ends();
 	return result;
@@ -365,7 +401,7 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(timeout != 0);
 	result = NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
 	wait_ends();
 	return result;
@@ -377,7 +413,7 @@ EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max,
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(blocks_for(timeout));
 	result = NEXT(epoll_pwait2)(epfd, events, max, timeout, mask);
 	wait_ends();
 	return result;
@@ -393,29 +429,29 @@ static COLD void claim_polled(int fd)
 		fs_claim(l, -1);
 }
 
-static inline void poll_begins(const struct pollfd *fds, nfds_t count)
+static inline void poll_begins(const struct pollfd *fds, nfds_t count, int blocks)
 {
 	if (unlikely(fs_unclaimed))
 		for (nfds_t i = 0; i < count; i++)
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
-	wait_begins();
+	wait_begins(blocks);
 }
 
-static inline void select_begins(int count, const fd_set *in)
+static inline void select_begins(int count, const fd_set *in, int blocks)
 {
 	if (unlikely(fs_unclaimed && in))
 		for (int fd = 0; fd < count; fd++)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
-	wait_begins();
+	wait_begins(blocks);
 }
 
 EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	int result;
 
-	poll_begins(fds, count);
+	poll_begins(fds, count, timeout != 0);
 	result = NEXT(poll)(fds, count, timeout);
 	wait_ends();
 	return result;
@@ -425,7 +461,7 @@ EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size
 {
 	int result;
 
-	poll_begins(fds, count);
+	poll_begins(fds, count, timeout != 0);
 	result = NEXT(__poll_chk)(fds, count, timeout, size);
 	wait_ends();
 	return result;
@@ -436,7 +472,7 @@ EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeou
 {
 	int result;
 
-	poll_begins(fds, count);
+	poll_begins(fds, count, blocks_for(timeout));
 	result = NEXT(ppoll)(fds, count, timeout, mask);
 	wait_ends();
 	return result;
@@ -447,7 +483,7 @@ EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *
 {
 	int result;
 
-	poll_begins(fds, count);
+	poll_begins(fds, count, blocks_for(timeout));
 	result = NEXT(__ppoll_chk)(fds, count, timeout, mask, size);
 	wait_ends();
 	return result;
@@ -457,7 +493,7 @@ EXPORT int select(int count, fd_set *in, fd_set *out, fd_set *except, struct tim
 {
 	int result;
 
-	select_begins(count, in);
+	select_begins(count, in, !timeout || timeout->tv_sec || timeout->tv_usec);
 	result = NEXT(select)(count, in, out, except, timeout);
 	wait_ends();
 	return result;
@@ -468,7 +504,7 @@ EXPORT int pselect(int count, fd_set *in, fd_set *out, fd_set *except,
 {
 	int result;
 
-	select_begins(count, in);
+	select_begins(count, in, blocks_for(timeout));
 	result = NEXT(pselect)(count, in, out, except, timeout, mask);
 	wait_ends();
 	return result;

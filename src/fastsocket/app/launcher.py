@@ -58,6 +58,7 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     others = environment.get("LD_PRELOAD")
     environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
     environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
+    environment["FASTSOCKET_LEAN"] = parameters.lean
     return environment
 
 

@@ -22,9 +22,18 @@ __all__ = ["command"]
     type=click.IntRange(0, 2),
     help="0 off, 1 the application pins its workers, 2 Fastsocket pins them (default).",
 )
+@click.option(
+    "--lean",
+    type=click.Choice(["auto", "off"]),
+    help="auto learns per listener which segments a connection can do without.",
+)
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def command(
-    profile: str | None, config: Path | None, listen_spawn: int | None, cmd: tuple[str, ...]
+    profile: str | None,
+    config: Path | None,
+    listen_spawn: int | None,
+    lean: str | None,
+    cmd: tuple[str, ...],
 ) -> None:
     """Start CMD accelerated; it keeps the PID, the terminal, signals and the exit code."""
     if not cmd:
@@ -35,4 +44,6 @@ def command(
     flags: dict[str, Any] = {}
     if listen_spawn is not None:
         flags["enable_listen_spawn"] = listen_spawn
+    if lean is not None:
+        flags["lean"] = lean
     launch(cmd, checked(flags, "the command line", parameters))

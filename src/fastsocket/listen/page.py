@@ -13,7 +13,17 @@ from fastsocket.bpf.libbpf import Map
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
-from fastsocket.listen.layout import NO_CPU, Page, Policy, SlotState, Tier
+from fastsocket.listen.layout import (
+    LEAN_NEVER,
+    LEAN_PROOF,
+    NO_CPU,
+    Contradiction,
+    Means,
+    Page,
+    Policy,
+    SlotState,
+    Tier,
+)
 
 __all__ = ["StatusPage", "snapshot"]
 
@@ -22,6 +32,20 @@ BPF_F_MMAPABLE = 1 << 10
 PAGE_SIZE = mmap.ALLOCATIONGRANULARITY
 MAPPED = -(-ctypes.sizeof(Page) // PAGE_SIZE) * PAGE_SIZE
 FEWEST_SPARE_SLOTS = 16
+CONTRADICTIONS: dict[int, str] = {
+    Contradiction.SPOKE_FIRST: "it spoke before it read",
+    Contradiction.WAITED: "it waited with the connection open or the request unanswered",
+    Contradiction.SLEPT: "it called what may sleep between answer and close",
+    Contradiction.WAS_SLOW: "it took long between answer and close",
+    Contradiction.READ_ON: "it read from a connection that it had answered",
+    Contradiction.SHARED: "another process or descriptor shared the connection",
+    Contradiction.SET_OPTION: "it set such options itself",
+    Contradiction.VARIED: "it closed after different numbers of answers",
+}
+_LEAN_OFF: dict[str, dict[str, Any]] = {
+    means.name.lower(): {"state": "off", "proof": 0, "need": None, "drops": 0, "why": None}
+    for means in Means
+}
 
 
 class StatusPage:
@@ -49,6 +73,7 @@ class StatusPage:
         page.policy = Policy[parameters.policy.upper()]
         page.listen_spawn = parameters.enable_listen_spawn
         page.stall_ns, page.slack = parameters.stall_us * 1000, parameters.slack
+        page.lean = parameters.lean == "auto"
         spare = parameters.slots or max(FEWEST_SPARE_SLOTS, 2 * len(cpus))
         page.spare_slots = min(spare, layout.MAX_SLOTS)
         page.cpus = min(len(cpus), layout.MAX_CPUS)
@@ -68,8 +93,10 @@ class StatusPage:
 def snapshot(page: Page) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
-    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``
-    and ``slots``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
+    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``,
+    ``lean`` and ``slots``; ``lean`` has for each means its ``state`` ("off", "learning", "on",
+    "dropped" or "own"), the ``proof`` so far and what it ``need``s in connections (None: for good
+    off), how often it was dropped (``drops``) and ``why`` it last was or its proof began again. A slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
     ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``,
     ``assigned``, ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy``
     (whether its worker is away from its wait).
@@ -88,6 +115,7 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
                 "passed": entry.passed,
                 "unslotted": entry.unslotted,
                 "stolen": entry.stolen,
+                "lean": _lean(entry.lean) if page.lean else _LEAN_OFF,
                 "slots": [
                     _slot(page, number, entry.slot[number])
                     for number in range(min(entry.slots, layout.MAX_SLOTS))
@@ -108,6 +136,27 @@ def _address(entry: layout.Listener) -> str:
     if entry.family == socket.AF_INET:
         return socket.inet_ntop(socket.AF_INET, raw[:4])
     return socket.inet_ntop(socket.AF_INET6, raw)
+
+
+def _lean(lean: layout.Lean) -> dict[str, dict[str, Any]]:
+    found = {}
+    for means in Means:
+        entry = lean.means[means]
+        never = entry.need == LEAN_NEVER
+        if lean.own >> means & 1:
+            state = "own"
+        elif lean.on >> means & 1:
+            state = "on"
+        else:
+            state = "dropped" if never or entry.drops else "learning"
+        found[means.name.lower()] = {
+            "state": state,
+            "proof": entry.proof,
+            "need": None if never else entry.need or LEAN_PROOF,
+            "drops": entry.drops,
+            "why": CONTRADICTIONS.get(entry.reason),
+        }
+    return found
 
 
 def _slot(page: Page, number: int, slot: layout.Slot) -> dict[str, Any]:

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Lean connections: learning how a listener's connections go, and promises that must be kept.
+ *
+ * Each of three means is proven by itself, by so many connections in a row, and dropped at the
+ * first connection that contradicts it. What is learned stands in the status page, for all
+ * workers together. While nothing changes, the page is only read.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lean.h"
+
+#define SLOW_NS 500000 /* between the last answer and the close */
+#define SLOW_WEIGHT 4 /* a busy machine preempts: one slow connection undoes this many */
+#define SLOW_PERIOD 16 /* one slow connection of so many of a slot is an accident */
+#define SLOW_MOST (3 * SLOW_PERIOD) /* what such accidents may come to */
+
+__thread struct lean_thread lean_thread;
+uint16_t lean_spawns;
+
+static uint64_t slow_ticks; /* SLOW_NS by lean_ticks() */
+static uint64_t start_ticks, start_ns;
+static struct {
+	uint64_t accepted; /* connections of the slot at the last slow one */
+	unsigned level; /* SLOW_PERIOD for each slow one, less one for each connection */
+} slow[FS_MAX_LISTENERS];
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ULL + now.tv_nsec;
+}
+
+/* Whether connections may be made lean, where no launcher says so. */
+int lean_is_wanted(void)
+{
+	const char *word = getenv("FASTSOCKET_LEAN");
+
+	return word && !strcmp(word, "auto");
+}
+
+void lean_start(void)
+{
+	start_ns = now_ns();
+	start_ticks = lean_ticks();
+}
+
+static __attribute__((noinline)) void calibrate(void)
+{
+	uint64_t ns = now_ns() - start_ns;
+
+	slow_ticks = (lean_ticks() - start_ticks) * (SLOW_NS / 1000) / (ns / 1000 + 1) + 1;
+}
+
+/* Whether the application took long since it wrote, without a wait: it computes, or sleeps in
+ * a call that is not ours.
+ */
+int lean_is_slow(struct fd_entry *entry)
+{
+	if (unlikely(!slow_ticks))
+		calibrate();
+	return lean_ticks() - entry->at > slow_ticks;
+}
+
+/* The listening sockets of all slots that this process has, as far as it has them. */
+static void set_on_listener(int fd, unsigned on, unsigned own)
+{
+	int defer = on >> FS_MEANS_DEFER & 1, quick = !(on >> FS_MEANS_ACK & 1);
+
+	if (!(own >> FS_MEANS_DEFER & 1))
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &defer, sizeof(defer));
+	if (!(own >> FS_MEANS_ACK & 1))
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &quick, sizeof(quick));
+}
+
+/* Give the listener's sockets in this process what is on. A deferred accept waits for a second
+ * at most: the SYN/ACK is repeated once, and the answer to that ends it.
+ */
+void lean_apply(struct listener *l)
+{
+	const struct fs_lean *lean = &fs_page->listener[l->page_index].lean;
+	unsigned on = __atomic_load_n(&lean->on, __ATOMIC_RELAXED);
+	int saved = errno;
+
+	set_on_listener(l->fd, on, lean->own);
+	if (l->origin >= 0)
+		set_on_listener(l->origin, on, lean->own);
+	for (int i = 0; i < l->siblings; i++)
+		set_on_listener(l->sibling[i], on, lean->own);
+	l->lean = on;
+	errno = saved;
+}
+
+static void apply_everywhere(const struct fs_lean *lean)
+{
+	for (int i = 0; i < fs_listener_count; i++)
+		if (fs_listeners[i].fd >= 0 &&
+		    &fs_page->listener[fs_listeners[i].page_index].lean == lean)
+			lean_apply(&fs_listeners[i]);
+}
+
+/* What the application chose for itself stays as it is. */
+static int is_own(struct fs_lean *lean, enum fs_means means)
+{
+	for (int i = 0; i < fs_listener_count; i++) {
+		const struct listener *l = &fs_listeners[i];
+		struct linger linger = {0};
+		socklen_t length = sizeof(linger);
+		int value = 0;
+
+		if (l->fd < 0 || &fs_page->listener[l->page_index].lean != lean)
+			continue;
+		if (means == FS_MEANS_HOLD)
+			getsockopt(l->fd, SOL_SOCKET, SO_LINGER, &linger, &length);
+		length = sizeof(value);
+		if (means == FS_MEANS_DEFER && !l->lean)
+			getsockopt(l->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &value, &length);
+		if (linger.l_onoff || value)
+			lean->own |= 1u << means;
+	}
+	return lean->own >> means & 1;
+}
+
+static void turn_on(struct fs_lean *lean, enum fs_means means)
+{
+	int saved = errno;
+
+	lean->means[means].proof = 0;
+	if (!is_own(lean, means)) {
+		__atomic_fetch_or(&lean->on, 1u << means, __ATOMIC_RELAXED);
+		apply_everywhere(lean);
+	}
+	errno = saved;
+}
+
+/* A connection went as the means wants it. */
+static void affirm(struct fs_lean *lean, enum fs_means means)
+{
+	struct fs_lean_means *m = &lean->means[means];
+	uint32_t need = m->need ?: FS_LEAN_PROOF;
+
+	if (likely((lean->on | lean->own) >> means & 1) || need == FS_LEAN_NEVER)
+		return;
+	if (__atomic_add_fetch(&m->proof, 1, __ATOMIC_RELAXED) >= need)
+		turn_on(lean, means);
+}
+
+/* A connection went otherwise: the means is dropped, or its proof begins again. A silent
+ * client hides itself from an application that speaks first, so deferring has one chance.
+ */
+static void contradict(struct fs_lean *lean, enum fs_means means, enum fs_contradiction why)
+{
+	struct fs_lean_means *m = &lean->means[means];
+	uint32_t bit = 1u << means, need = m->need ?: FS_LEAN_PROOF;
+
+	if (m->proof)
+		m->proof = 0;
+	if (m->reason != why)
+		m->reason = why;
+	if (means == FS_MEANS_DEFER && m->need != FS_LEAN_NEVER)
+		m->need = FS_LEAN_NEVER;
+	if (!(__atomic_load_n(&lean->on, __ATOMIC_RELAXED) & bit))
+		return;
+	if (!(__atomic_fetch_and(&lean->on, ~bit, __ATOMIC_RELAXED) & bit))
+		return; /* another worker was faster */
+	m->drops++;
+	if (means != FS_MEANS_DEFER)
+		m->need = need * 8 < FS_LEAN_MOST_PROOF ? need * 8 : FS_LEAN_MOST_PROOF;
+	if (means != FS_MEANS_HOLD)
+		apply_everywhere(lean);
+}
+
+/* A new worker may be of a new version: what the old ones proved is void. */
+void lean_relearn(struct listener *l, struct fs_listener *pl)
+{
+	struct fs_lean *lean = &pl->lean;
+
+	for (int i = 0; i < FS_MEANS; i++)
+		lean->means[i] = (struct fs_lean_means){.drops = lean->means[i].drops,
+							.reason = lean->means[i].reason};
+	lean->exchange = 0;
+	if (__atomic_exchange_n(&lean->on, 0, __ATOMIC_RELAXED))
+		lean_apply(l);
+}
+
+/* Promises */
+
+static int is_open(int fd)
+{
+	const struct fd_entry *entry = fd_entry(fd);
+
+	return entry->kind == FD_CONNECTION && entry->lean & LEAN_OPEN;
+}
+
+/* Forget the promises that were kept; keep all if that makes no room. */
+static __attribute__((noinline)) void make_room(void)
+{
+	unsigned count = 0;
+
+	for (unsigned i = 0; i < lean_thread.count; i++)
+		if (is_open(lean_thread.fd[i]))
+			lean_thread.fd[count++] = lean_thread.fd[i];
+	lean_thread.count = count;
+	if (count == LEAN_MOST)
+		lean_release_all(FS_NOTHING);
+}
+
+/* Note that `fd` has a promise. */
+void lean_promise(int fd)
+{
+	if (unlikely(lean_thread.count >= LEAN_MOST))
+		make_room();
+	lean_thread.fd[lean_thread.count++] = fd;
+}
+
+/* Keep what was promised for the connection. TCP_CORK off sends what a write without MSG_MORE
+ * would have sent, by Nagle's rules; TCP_QUICKACK on sends an ACK that is due.
+ */
+void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why)
+{
+	int saved = errno, one = 1, zero = 0;
+	uint8_t bits = entry->lean;
+
+	entry->lean = bits & ~LEAN_OPEN;
+	if (bits & LEAN_HELD)
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_CORK, &zero, sizeof(zero));
+	if (bits & LEAN_OWED)
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
+	if (why != FS_NOTHING && bits & LEAN_HELD)
+		contradict(lean_of(entry), FS_MEANS_HOLD, why);
+	if (why != FS_NOTHING && bits & LEAN_OWED)
+		contradict(lean_of(entry), FS_MEANS_ACK, why);
+	errno = saved;
+}
+
+void lean_release_all(enum fs_contradiction why)
+{
+	unsigned count = lean_thread.count;
+
+	lean_thread.count = 0;
+	for (unsigned i = 0; i < count; i++) {
+		int fd = lean_thread.fd[i];
+
+		if (is_open(fd))
+			lean_release(fd_entry(fd), fd, why);
+	}
+}
+
+static int is_regular_file(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+}
+
+/* The thread has promises and is about to use `fd`. A read from the connection that was just
+ * answered means that it is not closed; other calls are harmless unless they may sleep. To
+ * write to a log file is no sleep, as the page cache takes it.
+ */
+void lean_before_io(int fd, int writes)
+{
+	struct fd_entry *entry = fd_entry(fd);
+	int saved = errno, last = lean_thread.fd[lean_thread.count - 1];
+
+	if (writes && lean_thread.count == 1 && last == fd)
+		return; /* the answer of the only connection with a promise */
+	if (!writes && is_open(fd) && entry->lean & LEAN_HELD)
+		lean_release(entry, fd, FS_READ_ON);
+	if (lean_thread.count == 1 && !is_open(last))
+		lean_thread.count = 0;
+	else if (!(NEXT(fcntl)(fd, F_GETFL, NULL) & O_NONBLOCK) && !(writes && is_regular_file(fd)))
+		lean_release_all(FS_SLEPT);
+	errno = saved;
+}
+
+/* Judgement */
+
+/* The first byte of an answer is written: was there a request, and was it just read? */
+void lean_first_answer(struct fd_entry *entry)
+{
+	struct fs_lean *lean = lean_of(entry);
+
+	entry->lean |= LEAN_JUDGED;
+	if (entry->spawns != lean_spawns)
+		return;
+	if (!(entry->lean & LEAN_READ)) {
+		contradict(lean, FS_MEANS_DEFER, FS_SPOKE_FIRST);
+		contradict(lean, FS_MEANS_ACK, FS_SPOKE_FIRST);
+		return;
+	}
+	affirm(lean, FS_MEANS_DEFER);
+	if (entry->turn == lean_thread.turn)
+		affirm(lean, FS_MEANS_ACK);
+	else
+		contradict(lean, FS_MEANS_ACK, FS_WAITED);
+}
+
+/* While learning: a slow one of several is the machine's doing. */
+static void doubt(struct fs_lean *lean)
+{
+	struct fs_lean_means *m = &lean->means[FS_MEANS_HOLD];
+
+	m->proof -= m->proof < SLOW_WEIGHT ? m->proof : SLOW_WEIGHT;
+	if (m->reason != FS_WAS_SLOW)
+		m->reason = FS_WAS_SLOW;
+}
+
+/* With held answers: several slow ones in a short time are the application's doing. */
+static void was_slow(struct fs_lean *lean, const struct fd_entry *entry)
+{
+	unsigned index = entry->listener & (FS_MAX_LISTENERS - 1);
+	uint64_t accepted = page_slot(entry->listener, entry->slot)->accepted;
+	uint64_t since = accepted - slow[index].accepted;
+
+	slow[index].level -= since < slow[index].level ? since : slow[index].level;
+	slow[index].level += SLOW_PERIOD;
+	slow[index].accepted = accepted;
+	if (slow[index].level <= SLOW_MOST)
+		return;
+	slow[index].level = 0;
+	contradict(lean, FS_MEANS_HOLD, FS_WAS_SLOW);
+}
+
+static void learn_exchange(struct fs_lean *lean, struct fd_entry *entry)
+{
+	if (lean->exchange == entry->exchange)
+		return;
+	if (lean->exchange)
+		contradict(lean, FS_MEANS_HOLD, FS_VARIED);
+	lean->exchange = entry->exchange;
+}
+
+static void forget_promise(int fd)
+{
+	unsigned count = lean_thread.count;
+
+	while (count && lean_thread.fd[count - 1] == fd)
+		count--;
+	lean_thread.count = count;
+}
+
+/* The connection is over for us. Its answer goes with FIN: shutdown() sends both even if input
+ * came that nobody read, for which close() alone would send a reset and drop the answer.
+ */
+void lean_judge_close(struct fd_entry *entry, int fd, int last)
+{
+	struct fs_lean *lean = lean_of(entry);
+	int saved = errno, held = entry->lean & LEAN_HELD;
+	int same = entry->turn == lean_thread.turn;
+
+	if (entry->spawns != lean_spawns || (held && getpid() != fs_pid)) {
+		lean_release(entry, fd, FS_SHARED); /* a child of vfork() closes its own copy */
+	} else if (!(entry->lean & LEAN_WROTE)) {
+		; /* the client went away, which says nothing of the application */
+	} else if (held) {
+		if (last)
+			NEXT(shutdown)(fd, SHUT_WR);
+		if (unlikely(lean_is_slow(entry)))
+			was_slow(lean, entry);
+	} else if (!same) {
+		contradict(lean, FS_MEANS_HOLD, FS_WAITED);
+	} else {
+		learn_exchange(lean, entry);
+		if (lean_is_on(lean, FS_MEANS_HOLD) || !lean_is_slow(entry))
+			affirm(lean, FS_MEANS_HOLD);
+		else
+			doubt(lean);
+	}
+	forget_promise(fd);
+	entry->lean = LEAN_PLAIN;
+	errno = saved;
+}
+
+/* Whatever makes a connection unlike the others */
+
+/* Another descriptor or process gets it too: from here on close() does not end it. */
+void lean_shared(int fd)
+{
+	struct fd_entry *entry = fd_entry(fd);
+
+	if (entry->kind != FD_CONNECTION)
+		return;
+	if (entry->lean & LEAN_OPEN)
+		lean_release(entry, fd, FS_SHARED);
+	entry->lean = LEAN_PLAIN;
+}
+
+/* Before a fork, or an exec in a child of vfork(). */
+void lean_spawn(void)
+{
+	lean_may_sleep(FS_SHARED);
+	__atomic_fetch_add(&lean_spawns, 1, __ATOMIC_RELAXED);
+}
+
+/* Before the application sets an option of a watched connection. Its TCP_CORK off is a promise
+ * like ours and may wait for the close; returns 1 where it does.
+ */
+int lean_option(struct fd_entry *entry, int fd, int level, int name, const void *value,
+		socklen_t len)
+{
+	int on = len >= sizeof(int) && *(const int *)value;
+
+	if (level == IPPROTO_TCP && name == TCP_CORK && len >= sizeof(int)) {
+		if (!on && entry->lean & LEAN_CORKED) {
+			entry->lean &= ~LEAN_CORKED;
+			if (!lean_wants_hold(entry))
+				return 0;
+			if (!(entry->lean & LEAN_OPEN))
+				lean_promise(fd);
+			entry->lean |= LEAN_HELD;
+			return 1;
+		}
+		if (on)
+			entry->lean |= LEAN_CORKED;
+	}
+	if (entry->lean & LEAN_HELD)
+		lean_release(entry, fd, FS_SET_OPTION);
+	if (level == SOL_SOCKET && name == SO_LINGER)
+		entry->lean = LEAN_PLAIN;
+	return 0;
+}
+
+/* The application chose an option of its listener that is one of our means. */
+void lean_listener_option(struct listener *l, int level, int name, const void *value,
+			  socklen_t len)
+{
+	int means = name == TCP_QUICKACK ? FS_MEANS_ACK : FS_MEANS_DEFER;
+	struct fs_lean *lean;
+
+	if (level != IPPROTO_TCP || (name != TCP_QUICKACK && name != TCP_DEFER_ACCEPT))
+		return;
+	if (name == TCP_DEFER_ACCEPT && !(len >= sizeof(int) && *(const int *)value))
+		return;
+	lean = &fs_page->listener[l->page_index].lean;
+	lean->own |= 1u << means;
+	contradict(lean, means, FS_SET_OPTION);
+}

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Lean connections: what the wrappers ask on their way. The paths that every connection takes
+ * are here; whatever happens once in a listener's life is in lean.c.
+ *
+ * A thread has at most a few open promises at a time: connections whose last answer the kernel
+ * holds back, and connections whose request was read and neither answered nor acknowledged.
+ * They are kept before the thread does anything that can sleep.
+ */
+#ifndef FASTSOCKET_LEAN_H
+#define FASTSOCKET_LEAN_H
+
+#include "fsocket.h"
+
+/* Bits of fd_entry.lean. */
+enum lean_bits {
+	LEAN_READ = 1, /* the application has read from it */
+	LEAN_WROTE = 2, /* it has answered */
+	LEAN_HELD = 4, /* the kernel holds the end of the answer back */
+	LEAN_OWED = 8, /* the request is not acknowledged */
+	LEAN_PLAIN = 16, /* does as it likes: nothing of ours any more */
+	LEAN_CORKED = 32, /* the application set TCP_CORK */
+	LEAN_JUDGED = 64, /* its first answer was */
+};
+
+#define LEAN_OPEN (LEAN_HELD | LEAN_OWED)
+#define LEAN_MOST 128 /* connections that one thread has promises for */
+
+struct lean_thread {
+	uint16_t turn; /* blocking waits so far */
+	uint16_t count; /* entries of `fd` in use, fulfilled ones among them */
+	int fd[LEAN_MOST];
+};
+
+extern __thread struct lean_thread lean_thread;
+extern uint16_t lean_spawns; /* forks and execs: what was open then is shared from then on */
+
+/* lean.c */
+void lean_release_all(enum fs_contradiction why);
+void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why);
+void lean_promise(int fd);
+void lean_first_answer(struct fd_entry *entry);
+void lean_judge_close(struct fd_entry *entry, int fd, int last);
+int lean_is_slow(struct fd_entry *entry);
+void lean_before_io(int fd, int writes);
+void lean_shared(int fd);
+void lean_apply(struct listener *l);
+void lean_relearn(struct listener *l, struct fs_listener *pl);
+void lean_listener_option(struct listener *l, int level, int name, const void *value,
+			  socklen_t len);
+int lean_is_wanted(void);
+int lean_option(struct fd_entry *entry, int fd, int level, int name, const void *value,
+		socklen_t len);
+void lean_spawn(void);
+void lean_start(void);
+
+static inline uint64_t lean_ticks(void)
+{
+#if defined(__x86_64__)
+	return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+	uint64_t ticks;
+
+	__asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+	return ticks;
+#else
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ULL + now.tv_nsec;
+#endif
+}
+
+static inline struct fs_lean *lean_of(const struct fd_entry *entry)
+{
+	return &fs_page->listener[entry->listener & (FS_MAX_LISTENERS - 1)].lean;
+}
+
+static inline int lean_is_on(const struct fs_lean *lean, enum fs_means means)
+{
+	return __atomic_load_n(&lean->on, __ATOMIC_RELAXED) >> means & 1;
+}
+
+/* The entry of a connection that is watched, else NULL. */
+static inline struct fd_entry *lean_connection(int fd)
+{
+	struct fd_entry *entry = fd_entry(fd);
+
+	return unlikely(entry->kind == FD_CONNECTION) && !(entry->lean & LEAN_PLAIN) ? entry : NULL;
+}
+
+/* Before anything that can sleep. */
+static inline void lean_may_sleep(enum fs_contradiction why)
+{
+	if (unlikely(lean_thread.count))
+		lean_release_all(why);
+}
+
+/* Before a wait for events; one that only looks leaves everything as it is. */
+static inline void lean_wait_begins(int blocks)
+{
+	if (blocks) {
+		lean_thread.turn++;
+		lean_may_sleep(FS_WAITED);
+	}
+}
+
+/* Before a read or write of `fd`, which may sleep if it is another than the promises'. */
+static inline void lean_io_begins(int fd, int writes)
+{
+	if (unlikely(lean_thread.count))
+		lean_before_io(fd, writes);
+}
+
+/* After a read from a watched connection. */
+static inline void lean_was_read(struct fd_entry *entry, int fd)
+{
+	if (entry->lean & LEAN_READ)
+		return;
+	entry->lean |= LEAN_READ;
+	entry->turn = lean_thread.turn;
+	if (lean_is_on(lean_of(entry), FS_MEANS_ACK)) {
+		entry->lean |= LEAN_OWED;
+		lean_promise(fd);
+	}
+}
+
+/* Before a write to a watched connection: whether the kernel is to hold its end back. */
+static inline int lean_wants_hold(struct fd_entry *entry)
+{
+	const struct fs_lean *lean = lean_of(entry);
+	unsigned exchange = entry->exchange;
+
+	if (!lean_is_on(lean, FS_MEANS_HOLD) || !(entry->lean & LEAN_READ) ||
+	    entry->lean & LEAN_CORKED || entry->spawns != lean_spawns)
+		return 0;
+	exchange += !exchange || entry->turn != lean_thread.turn;
+	return exchange == lean->exchange;
+}
+
+/* After a write of at least a byte; `held` as it was done. */
+static inline void lean_was_written(struct fd_entry *entry, int fd, int held)
+{
+	uint8_t before = entry->lean;
+
+	if (!(before & LEAN_JUDGED))
+		lean_first_answer(entry);
+	if (!entry->exchange || entry->turn != lean_thread.turn)
+		entry->exchange += entry->exchange < UINT8_MAX;
+	entry->lean = (entry->lean & ~LEAN_OPEN) | LEAN_WROTE | (held ? LEAN_HELD : 0);
+	entry->turn = lean_thread.turn;
+	entry->at = lean_ticks();
+	if (held && !(before & LEAN_OPEN))
+		lean_promise(fd);
+}
+
+/* Before a watched connection is closed (`last`) or shut down for writing. */
+static inline void lean_closing(struct fd_entry *entry, int fd, int last)
+{
+	if (entry->lean & (LEAN_READ | LEAN_WROTE))
+		lean_judge_close(entry, fd, last);
+}
+
+#endif
