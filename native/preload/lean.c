@@ -12,27 +12,21 @@
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "lean.h"
 
-#define SLOW_NS 500000 /* between the last answer and the close */
-#define SLOW_WEIGHT 4 /* a busy machine preempts: one slow connection undoes this many */
-#define SLOW_PERIOD 16 /* one slow connection of so many of a slot is an accident */
-#define SLOW_MOST (3 * SLOW_PERIOD) /* what such accidents may come to */
+#define SLOW_NS 1000000 /* between the last answer and the close */
+#define SLOW_WATCH 256 /* writes of the thread that are measured after a slow connection */
 
 __thread struct lean_thread lean_thread;
 uint16_t lean_spawns;
 
 static uint64_t slow_ticks; /* SLOW_NS by lean_ticks() */
 static uint64_t start_ticks, start_ns;
-static struct {
-	uint64_t accepted; /* connections of the slot at the last slow one */
-	unsigned level; /* SLOW_PERIOD for each slow one, less one for each connection */
-} slow[FS_MAX_LISTENERS];
-
 static uint64_t now_ns(void)
 {
 	struct timespec now;
@@ -65,11 +59,24 @@ static __attribute__((noinline)) void calibrate(void)
 /* Whether the application took long since it wrote, without a wait: it computes, or sleeps in
  * a call that is not ours.
  */
-int lean_is_slow(struct fd_entry *entry)
+int lean_is_slow(const struct fd_entry *entry)
 {
 	if (unlikely(!slow_ticks))
 		calibrate();
 	return lean_ticks() - entry->at > slow_ticks;
+}
+
+/* Note what the thread used so far, for a verdict on what follows. */
+void lean_measure(void)
+{
+	struct rusage usage;
+
+	lean_thread.watch -= lean_thread.watch > 0;
+	if (getrusage(RUSAGE_THREAD, &usage) < 0)
+		return;
+	lean_thread.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000ULL +
+			     usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
+	lean_thread.sleeps = usage.ru_nvcsw;
 }
 
 /* The listening sockets of all slots that this process has, as far as it has them. */
@@ -243,17 +250,26 @@ void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why)
 	errno = saved;
 }
 
+/* Keep the thread's promises. A missing ACK may wait while the application sleeps elsewhere: the
+ * client has nothing more to say, or the application would wait for that; and the kernel sends
+ * it after 40 ms.
+ */
 void lean_release_all(enum fs_contradiction why)
 {
-	unsigned count = lean_thread.count;
+	unsigned count = lean_thread.count, kept = 0;
 
 	lean_thread.count = 0;
 	for (unsigned i = 0; i < count; i++) {
 		int fd = lean_thread.fd[i];
 
-		if (is_open(fd))
+		if (!is_open(fd))
+			continue;
+		if (why == FS_SLEPT && fd_entry(fd)->lean & LEAN_OWED)
+			lean_thread.fd[kept++] = fd;
+		else
 			lean_release(fd_entry(fd), fd, why);
 	}
+	lean_thread.count = kept;
 }
 
 static int is_regular_file(int fd)
@@ -263,23 +279,38 @@ static int is_regular_file(int fd)
 	return fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
 }
 
-/* The thread has promises and is about to use `fd`. A read from the connection that was just
+/* Whether nothing is promised that a use of `fd` could put off. */
+static int is_settled(int fd, int writes)
+{
+	int last = lean_thread.count ? lean_thread.fd[lean_thread.count - 1] : -1;
+
+	if (lean_thread.count > 1)
+		return 0;
+	if (last >= 0 && !is_open(last))
+		lean_thread.count = 0;
+	if (!lean_thread.count)
+		return writes || !is_open(fd);
+	return writes && last == fd;
+}
+
+/* The thread has promises, or another has one for `fd`, which it is about to use. A read from the connection that was just
  * answered means that it is not closed; other calls are harmless unless they may sleep. To
  * write to a log file is no sleep, as the page cache takes it.
  */
 void lean_before_io(int fd, int writes)
 {
 	struct fd_entry *entry = fd_entry(fd);
-	int saved = errno, last = lean_thread.fd[lean_thread.count - 1];
+	int saved = errno;
 
-	if (writes && lean_thread.count == 1 && last == fd)
-		return; /* the answer of the only connection with a promise */
 	if (!writes && is_open(fd) && entry->lean & LEAN_HELD)
 		lean_release(entry, fd, FS_READ_ON);
-	if (lean_thread.count == 1 && !is_open(last))
-		lean_thread.count = 0;
-	else if (!(NEXT(fcntl)(fd, F_GETFL, NULL) & O_NONBLOCK) && !(writes && is_regular_file(fd)))
+	if (is_settled(fd, writes))
+		return;
+	if (!(NEXT(fcntl)(fd, F_GETFL, NULL) & O_NONBLOCK) && !(writes && is_regular_file(fd))) {
+		if (!writes && is_open(fd)) /* for the rest of the request */
+			lean_release(entry, fd, FS_WAITED);
 		lean_release_all(FS_SLEPT);
+	}
 	errno = saved;
 }
 
@@ -305,30 +336,24 @@ void lean_first_answer(struct fd_entry *entry)
 		contradict(lean, FS_MEANS_ACK, FS_WAITED);
 }
 
-/* While learning: a slow one of several is the machine's doing. */
-static void doubt(struct fs_lean *lean)
+/* Whether it was the application, which computed or slept, that took long since its last
+ * write, and not the machine, which ran others. The first slow connection only begins to
+ * measure.
+ */
+static int is_to_blame(void)
 {
-	struct fs_lean_means *m = &lean->means[FS_MEANS_HOLD];
+	struct lean_thread before = lean_thread;
 
-	m->proof -= m->proof < SLOW_WEIGHT ? m->proof : SLOW_WEIGHT;
-	if (m->reason != FS_WAS_SLOW)
-		m->reason = FS_WAS_SLOW;
+	lean_measure();
+	lean_thread.watch = SLOW_WATCH;
+	return before.watch && (lean_thread.sleeps != before.sleeps ||
+				lean_thread.cpu_us - before.cpu_us > SLOW_NS / 1000);
 }
 
-/* With held answers: several slow ones in a short time are the application's doing. */
-static void was_slow(struct fs_lean *lean, const struct fd_entry *entry)
+void lean_was_slow(struct fd_entry *entry)
 {
-	unsigned index = entry->listener & (FS_MAX_LISTENERS - 1);
-	uint64_t accepted = page_slot(entry->listener, entry->slot)->accepted;
-	uint64_t since = accepted - slow[index].accepted;
-
-	slow[index].level -= since < slow[index].level ? since : slow[index].level;
-	slow[index].level += SLOW_PERIOD;
-	slow[index].accepted = accepted;
-	if (slow[index].level <= SLOW_MOST)
-		return;
-	slow[index].level = 0;
-	contradict(lean, FS_MEANS_HOLD, FS_WAS_SLOW);
+	if (is_to_blame())
+		contradict(lean_of(entry), FS_MEANS_HOLD, FS_WAS_SLOW);
 }
 
 static void learn_exchange(struct fs_lean *lean, struct fd_entry *entry)
@@ -366,15 +391,15 @@ void lean_judge_close(struct fd_entry *entry, int fd, int last)
 		if (last)
 			NEXT(shutdown)(fd, SHUT_WR);
 		if (unlikely(lean_is_slow(entry)))
-			was_slow(lean, entry);
+			lean_was_slow(entry);
 	} else if (!same) {
 		contradict(lean, FS_MEANS_HOLD, FS_WAITED);
 	} else {
 		learn_exchange(lean, entry);
-		if (lean_is_on(lean, FS_MEANS_HOLD) || !lean_is_slow(entry))
-			affirm(lean, FS_MEANS_HOLD);
+		if (unlikely(lean_is_slow(entry)))
+			lean_was_slow(entry);
 		else
-			doubt(lean);
+			affirm(lean, FS_MEANS_HOLD);
 	}
 	forget_promise(fd);
 	entry->lean = LEAN_PLAIN;

@@ -29,6 +29,9 @@ enum lean_bits {
 struct lean_thread {
 	uint16_t turn; /* blocking waits so far */
 	uint16_t count; /* entries of `fd` in use, fulfilled ones among them */
+	int watch; /* writes that are still measured */
+	uint64_t cpu_us; /* CPU time of the thread at the last of them */
+	uint64_t sleeps; /* times that it had slept by then */
 	int fd[LEAN_MOST];
 };
 
@@ -41,7 +44,9 @@ void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why);
 void lean_promise(int fd);
 void lean_first_answer(struct fd_entry *entry);
 void lean_judge_close(struct fd_entry *entry, int fd, int last);
-int lean_is_slow(struct fd_entry *entry);
+int lean_is_slow(const struct fd_entry *entry);
+void lean_was_slow(struct fd_entry *entry);
+void lean_measure(void);
 void lean_before_io(int fd, int writes);
 void lean_shared(int fd);
 void lean_apply(struct listener *l);
@@ -105,11 +110,21 @@ static inline void lean_wait_begins(int blocks)
 	}
 }
 
-/* Before a read or write of `fd`, which may sleep if it is another than the promises'. */
-static inline void lean_io_begins(int fd, int writes)
+/* Before a write to `fd`, which may sleep if it is another than the promises'. */
+static inline void lean_write_begins(int fd)
 {
 	if (unlikely(lean_thread.count))
-		lean_before_io(fd, writes);
+		lean_before_io(fd, 1);
+}
+
+/* Before a read from `fd`: the same, and the thread with its promise may be another. */
+static inline void lean_read_begins(int fd)
+{
+	const struct fd_entry *entry = fd_entry(fd);
+
+	if (unlikely(lean_thread.count ||
+		     (entry->kind == FD_CONNECTION && entry->lean & LEAN_OPEN)))
+		lean_before_io(fd, 0);
 }
 
 /* After a read from a watched connection. */
@@ -147,9 +162,13 @@ static inline void lean_was_written(struct fd_entry *entry, int fd, int held)
 		lean_first_answer(entry);
 	if (!entry->exchange || entry->turn != lean_thread.turn)
 		entry->exchange += entry->exchange < UINT8_MAX;
+	else if (unlikely(lean_is_slow(entry)))
+		lean_was_slow(entry);
 	entry->lean = (entry->lean & ~LEAN_OPEN) | LEAN_WROTE | (held ? LEAN_HELD : 0);
 	entry->turn = lean_thread.turn;
 	entry->at = lean_ticks();
+	if (unlikely(lean_thread.watch))
+		lean_measure();
 	if (held && !(before & LEAN_OPEN))
 		lean_promise(fd);
 }

@@ -27,58 +27,62 @@ static inline ssize_t was_read(int fd, ssize_t result)
 {
 	struct fd_entry *entry = lean_connection(fd);
 
-	if (entry && result > 0)
+	if (!entry)
+		return result;
+	if (result > 0)
 		lean_was_read(entry, fd);
+	else if (result == 0 && !(entry->lean & LEAN_READ))
+		entry->lean = LEAN_PLAIN; /* the client left without a request */
 	return result;
 }
 
 EXPORT ssize_t read(int fd, void *data, size_t size)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(read)(fd, data, size));
 }
 
 EXPORT ssize_t __read_chk(int fd, void *data, size_t size, size_t room)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(__read_chk)(fd, data, size, room));
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *parts, int count)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(readv)(fd, parts, count));
 }
 
 EXPORT ssize_t recv(int fd, void *data, size_t size, int flags)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(recv)(fd, data, size, flags));
 }
 
 EXPORT ssize_t __recv_chk(int fd, void *data, size_t size, size_t room, int flags)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(__recv_chk)(fd, data, size, room, flags));
 }
 
 EXPORT ssize_t recvfrom(int fd, void *data, size_t size, int flags, struct sockaddr *addr,
 			socklen_t *len)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(recvfrom)(fd, data, size, flags, addr, len));
 }
 
 EXPORT ssize_t __recvfrom_chk(int fd, void *data, size_t size, size_t room, int flags,
 			      struct sockaddr *addr, socklen_t *len)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(__recvfrom_chk)(fd, data, size, room, flags, addr, len));
 }
 
 EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return was_read(fd, NEXT(recvmsg)(fd, message, flags));
 }
 
@@ -101,7 +105,7 @@ EXPORT ssize_t write(int fd, const void *data, size_t size)
 {
 	struct fd_entry *entry = lean_connection(fd);
 
-	lean_io_begins(fd, 1);
+	lean_write_begins(fd);
 	if (likely(!entry))
 		return NEXT(write)(fd, data, size);
 	if (holds(entry, 0))
@@ -114,7 +118,7 @@ EXPORT ssize_t writev(int fd, const struct iovec *parts, int count)
 	const struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = count};
 	struct fd_entry *entry = lean_connection(fd);
 
-	lean_io_begins(fd, 1);
+	lean_write_begins(fd);
 	if (likely(!entry))
 		return NEXT(writev)(fd, parts, count);
 	if (count > 0 && count <= IOV_MAX && holds(entry, 0))
@@ -127,7 +131,7 @@ EXPORT ssize_t send(int fd, const void *data, size_t size, int flags)
 	struct fd_entry *entry = lean_connection(fd);
 	int held;
 
-	lean_io_begins(fd, 1);
+	lean_write_begins(fd);
 	held = holds(entry, flags);
 	return was_written(entry, fd, NEXT(send)(fd, data, size, held ? flags | MSG_MORE : flags),
 			   held);
@@ -139,7 +143,7 @@ EXPORT ssize_t sendto(int fd, const void *data, size_t size, int flags,
 	struct fd_entry *entry = lean_connection(fd);
 	int held;
 
-	lean_io_begins(fd, 1);
+	lean_write_begins(fd);
 	held = holds(entry, flags);
 	if (held)
 		flags |= MSG_MORE;
@@ -170,7 +174,7 @@ EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 	struct fd_entry *entry = lean_connection(fd);
 	int held;
 
-	lean_io_begins(fd, 1);
+	lean_write_begins(fd);
 	if (unlikely(!entry && message && message->msg_controllen))
 		passes(message);
 	held = holds(entry, flags) && !message->msg_controllen;
@@ -205,7 +209,7 @@ EXPORT ssize_t sendfile(int out, int in, off_t *offset, size_t count)
 	struct fd_entry *entry = lean_connection(out);
 	int held;
 
-	lean_io_begins(out, 1);
+	lean_write_begins(out);
 	held = corks(entry, out);
 	return was_sent(entry, out, NEXT(sendfile)(out, in, offset, count), held);
 }
@@ -215,7 +219,7 @@ EXPORT ssize_t sendfile64(int out, int in, off_t *offset, size_t count)
 	struct fd_entry *entry = lean_connection(out);
 	int held;
 
-	lean_io_begins(out, 1);
+	lean_write_begins(out);
 	held = corks(entry, out);
 	return was_sent(entry, out, NEXT(sendfile64)(out, in, offset, count), held);
 }

@@ -220,7 +220,7 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	struct source source;
 	int connection;
 
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 
 	if (entry->kind != FD_LISTENER)
 		return NEXT(accept4)(fd, addr, len, flags);
@@ -244,7 +244,7 @@ EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
 	if (fd_entry(fd)->kind == FD_LISTENER)
 		return accept4(fd, addr, len, 0);
-	lean_io_begins(fd, 0);
+	lean_read_begins(fd);
 	return NEXT(accept)(fd, addr, len);
 }
 

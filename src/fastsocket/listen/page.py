@@ -94,9 +94,10 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
     A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``,
-    ``lean`` and ``slots``; ``lean`` has for each means its ``state`` ("off", "learning", "on",
-    "dropped" or "own"), the ``proof`` so far and what it ``need``s in connections (None: for good
-    off), how often it was dropped (``drops``) and ``why`` it last was or its proof began again. A slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
+    ``lean`` and ``slots``. Of each lean means, ``state`` is "off", "learning", "on", "dropped" or
+    "own" (of the application), ``proof`` the connections in a row that speak for it, ``need`` how
+    many it takes (None: not again), ``drops`` how often it was dropped, and ``why`` what last
+    spoke against it. A slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
     ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``,
     ``assigned``, ``spilled``, ``live``, ``waiting`` (assigned and not yet accepted) and ``busy``
     (whether its worker is away from its wait).
