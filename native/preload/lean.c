@@ -21,7 +21,8 @@
 
 #define SLOW_NS 1000000 /* between the last answer and the close */
 #define SLOW_WATCH 256 /* writes of the thread that are measured after a slow connection */
-#define SLOW_BLAMES 3 /* the application's own, within that */
+#define SLOW_BLAMES 24 /* that are too many within that */
+#define SLOW_WEIGHT 8 /* of one that took four times as long */
 
 __thread struct lean_thread lean_thread;
 uint16_t lean_spawns;
@@ -339,9 +340,9 @@ void lean_first_answer(struct fd_entry *entry)
 
 /* Whether it was the application, which computed or slept, that took long since its last
  * write, and not the machine, which ran others. The first slow connection only begins to
- * measure, and one of a hundred is allowed: a collector of garbage has its turns.
+ * measure, and a few are allowed: a collector of garbage has its turns.
  */
-static int is_to_blame(void)
+static int is_to_blame(uint64_t ticks)
 {
 	uint64_t cpu_us = lean_thread.cpu_us, sleeps = lean_thread.sleeps;
 	int measured = lean_thread.watch;
@@ -351,13 +352,13 @@ static int is_to_blame(void)
 	if (!measured)
 		lean_thread.blames = 0;
 	else if (lean_thread.sleeps != sleeps || lean_thread.cpu_us - cpu_us > SLOW_NS / 1000)
-		lean_thread.blames++;
+		lean_thread.blames += ticks > 4 * slow_ticks ? SLOW_WEIGHT : 1;
 	return lean_thread.blames >= SLOW_BLAMES;
 }
 
 void lean_was_slow(struct fd_entry *entry)
 {
-	if (is_to_blame())
+	if (is_to_blame(lean_ticks() - entry->at))
 		contradict(lean_of(entry), FS_MEANS_HOLD, FS_WAS_SLOW);
 }
 

@@ -30,7 +30,7 @@ struct lean_thread {
 	uint16_t turn; /* blocking waits so far */
 	uint16_t count; /* entries of `fd` in use, fulfilled ones among them */
 	int watch; /* writes that are still measured */
-	int blames; /* of these, how many the application was slow after */
+	int blames; /* how often, by weight, the application was slow after these */
 	uint64_t cpu_us; /* CPU time of the thread at the last of them */
 	uint64_t sleeps; /* times that it had slept by then */
 	int fd[LEAN_MOST];
