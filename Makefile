@@ -64,12 +64,13 @@ packages-all:
 
 # The stamps live in the environment: when it goes, they go.
 $(BIN)/.locked: requirements.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing the Python packages of requirements.lock"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
 $(BIN)/.installed: $(BIN)/.locked pyproject.toml hatch_build.py
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
 # Packages first: without python3-venv there is no environment, also under make -j.

@@ -54,6 +54,8 @@ SOURCES = Path(fastsocket.__file__).parents[1]
 WHOLE = " (the module did not finish)"
 # regrtest's progress line, "[ 3/37] test_select passed", and the ends that leave results.
 ENDED = re.compile(r"\[ *\d+/\d+(?:/\d+)?\] (\S+) (.*)")
+# unittest's heading, "FAIL: test_x (test.test_ssl.Class.test_x) (name='y')".
+FAILED = re.compile(r"^(?:FAIL|ERROR): \S+ \((test\.[\w.]+)\)", re.MULTILINE)
 ORDERLY = ("passed", "failed", "skipped", "run no tests", "ran no tests")
 
 
@@ -74,12 +76,19 @@ class Comparison:
     different: dict[str, str]
     unstable: dict[str, str]
 
+    @property
+    def failed(self) -> list[str]:
+        """Return what failed on stock: the machine's limits, or CPython's own bugs."""
+        return sorted(name for name, outcome in self.stock.items() if outcome == "failed")
+
     def text(self) -> str:
         """Return the report, one line a test."""
         counts = collections.Counter(self.stock.values())
         lines = [", ".join(f"{number} {name}" for name, number in sorted(counts.items()))]
         lines += [f"DIFFERENT {name}: {what}" for name, what in sorted(self.different.items())]
         lines += [f"unstable {name}: {what}" for name, what in sorted(self.unstable.items())]
+        same = set(self.failed) - set(self.different) - set(self.unstable)
+        lines += [f"failed on both sides {name}" for name in sorted(same)]
         lines += [f"not run {pattern}: {why}" for pattern, why in DESELECTED.items()]
         return "\n".join(lines)
 
@@ -113,13 +122,19 @@ def interpreter() -> str:
     raise FileNotFoundError("no Python here has its test modules: install libpython3.11-testsuite")
 
 
-def read(document: str) -> dict[str, str]:
-    """Return the outcome (passed, failed, skipped) of each test in regrtest's JUnit file."""
-    outcomes = {}
+def read(document: str, output: str = "") -> dict[str, str]:
+    """Return the outcome (passed, failed, skipped) of each test.
+
+    Args:
+        document: regrtest's JUnit file.
+        output: What regrtest printed: of a test that failed in a subtest the file has no name.
+    """
+    outcomes = dict.fromkeys(FAILED.findall(output), "failed")
     for case in ET.fromstring(document).iter("testcase"):
-        tags = {child.tag for child in case}
-        outcome = "failed" if tags & {"failure", "error"} else "passed"
-        outcomes[case.attrib["name"]] = "skipped" if "skipped" in tags else outcome
+        if "name" in case.attrib:
+            tags = {child.tag for child in case}
+            outcome = "failed" if tags & {"failure", "error"} else "passed"
+            outcomes[case.attrib["name"]] = "skipped" if "skipped" in tags else outcome
     return outcomes
 
 
@@ -135,6 +150,7 @@ def judge(stock: Sequence[str], ours: Sequence[str]) -> bool:
 
 def compare(modules: Sequence[str], pair: tuple[Side, Side]) -> Comparison:
     """Run the modules on both sides at once, then rerun what differs; return the verdicts."""
+    modules = _expanded(modules)
     first = [_finish(run) for run in [_start(side, modules) for side in pair]]
     suspects = _differing(*first)
     seen = [{name: [side.get(name, "absent")] for name in suspects} for side in first]
@@ -151,6 +167,22 @@ def compare(modules: Sequence[str], pair: tuple[Side, Side]) -> Comparison:
         {name: text for name, text in told.items() if name in real},
         {name: text for name, text in told.items() if name not in real},
     )
+
+
+def _expanded(modules: Iterable[str]) -> list[str]:
+    """Replace a package, such as test_asyncio, by its modules: the time limit is for each."""
+    code = "import importlib, sys; print(importlib.import_module('test.' + sys.argv[1]).__file__)"
+    names: list[str] = []
+    for module in modules:
+        found = subprocess.run(
+            [interpreter(), "-c", code, module], capture_output=True, text=True, check=False
+        )
+        path = Path(found.stdout.strip())
+        if path.name == "__init__.py":
+            names += [f"{module}.{part.stem}" for part in sorted(path.parent.glob("test_*.py"))]
+        else:
+            names.append(module)
+    return names
 
 
 def _differing(stock: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
@@ -180,7 +212,15 @@ def _start(side: Side, modules: Iterable[str], only: Sequence[str] = ()) -> _Run
     # A module that did not finish is rerun whole, and the others with it.
     exact = not any(name.endswith(WHOLE) for name in only)
     selection = [word for name in only for word in ("-m", name)] if exact else []
-    command = [*side.prefix, interpreter(), "-m", "test", "-j2", f"--timeout={MODULE_SECONDS}"]
+    command = [
+        *side.prefix,
+        interpreter(),
+        "-m",
+        "test",
+        "-W",
+        "-j2",
+        f"--timeout={MODULE_SECONDS}",
+    ]
     # test_socketserver asks for the resource "network", though it stays on the loopback.
     command += ["-u", "network", "--tempdir", folder.name]
     command += ["--junit-xml", f"{folder.name}/results.xml", *selection]
@@ -210,7 +250,7 @@ def _finish(run: _Run) -> dict[str, str]:
     with run.folder:
         output = run.process.communicate()[0]
         path = Path(run.folder.name, "results.xml")
-        outcomes = read(path.read_text()) if path.exists() else {}
+        outcomes = read(path.read_text(), output) if path.exists() else {}
     ends = dict(ENDED.findall(output))
     lost = {name for name, end in ends.items() if not end.startswith(ORDERLY)}
     if not ends:

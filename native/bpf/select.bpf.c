@@ -14,13 +14,20 @@
 #define CPU_MASK (FS_MAX_CPUS - 1)
 #define WORKER_MASK (FS_MAX_WORKERS - 1)
 #define WINDOW_SHIFT 26 /* a window of load is 2^26 ns, about 67 ms */
-/* A slot's load: late (1 bit), queue (16 bits), connections in the window (32), slot (8). */
+/* A slot's load: late (1 bit), by how much (6), queue (16), amount (32), slot (8). */
 #define LATE (1ULL << 62)
+#define LATENESS_AT 56
+#define LATENESS 63ULL
+#define LATENESS_SHIFT 22 /* in units of 2^22 ns, about 4 ms */
+#define NEARLY (4ULL << LATENESS_AT) /* late workers that differ by less are late alike */
 #define QUEUE_AT 40
-#define WINDOW_AT 8
+#define AMOUNT_AT 8
+#define AMOUNT 0xffffffffULL
 #define UNCLAIMED (1ULL << 63)
 #define NO_SLOT (~0U)
 #define BURST 16 /* connections a window that any slot may have */
+#define FEW 2 /* live connections above the mean and its 128th part that any slot may have */
+#define SETTLE_NS (1ULL << 30) /* a worker that waits for so long has an empty queue */
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
 char LICENSE[] SEC("license") = "GPL";
@@ -43,30 +50,40 @@ struct {
 	__type(value, __u64);
 } fs_sockets SEC(".maps");
 
-/* Connections that were sent to the slot and not accepted yet; SYNs that never completed
- * make it too high, so it decides nothing alone.
+/* Connections that were sent to the slot and not accepted yet, as far as known: one whose
+ * handshake never completes counts until the slot settles.
  */
 static __always_inline __u64 queued(const struct fs_slot *slot)
 {
-	__u64 accepted = slot->accepted, assigned = slot->assigned;
+	__s64 count = slot->assigned - slot->accepted - slot->settled;
 
-	return assigned > accepted ? assigned - accepted : 0;
+	return count > 0 ? count : 0;
 }
 
-/* Whether the slot's worker makes no progress: it has been away from its wait for longer
- * than the threshold, or connections wait and none was accepted for that long.
+/* Connections that the slot's worker has or is about to have. */
+static __always_inline __u64 held(const struct fs_slot *slot)
+{
+	return slot->live + queued(slot);
+}
+
+/* For how long the slot's worker has made no progress, 0 if it is not late: it has been away
+ * from its wait for longer than the threshold, or connections wait and none was accepted for
+ * that long.
  */
-static __always_inline int is_late(const struct fs_page *page, struct fs_slot *slot, __u64 now)
+static __always_inline __u64 lateness(const struct fs_page *page, struct fs_slot *slot, __u64 now)
 {
 	const struct fs_worker *worker = &page->worker[slot->worker & WORKER_MASK];
-	__u64 busy = worker->busy_since, accepted = slot->accepted;
+	__u64 since = worker->busy_since, accepted = slot->accepted;
 
+	if (!since && now - slot->seen_at > SETTLE_NS)
+		slot->settled = slot->assigned - accepted;
 	if (slot->seen_accepted != accepted || !queued(slot)) {
 		slot->seen_accepted = accepted;
 		slot->seen_at = now;
-		return busy && now > busy && now - busy > page->stall_ns;
+	} else if (!since || slot->seen_at < since) {
+		since = slot->seen_at;
 	}
-	return now - slot->seen_at > page->stall_ns;
+	return since && now > since && now - since > page->stall_ns ? now - since : 0;
 }
 
 /* The connections that wait for a late worker may be accepted by the others. */
@@ -84,30 +101,42 @@ static __always_inline __u32 in_window(const struct fs_slot *slot, __u64 epoch)
 }
 
 /* Load of a slot as one number to be minimised: unclaimed slots last, late ones before them,
- * then by queue, then by connections in this window; the low eight bits are the slot itself.
+ * then by queue, then by connections in this window; or by live connections where they last.
+ * The low eight bits are the slot itself.
  * A function of its own, so that the verifier walks it once and not once per slot.
  */
 __noinline __u64 slot_load(__u32 index, __u64 now)
 {
+	struct fs_listener *listener;
 	struct fs_slot *slot;
 	struct fs_page *page;
+	__u64 load, late;
 	__u32 zero = 0;
-	__u64 load;
 
 	index &= SLOT_MASK;
 	page = bpf_map_lookup_elem(&fs_page, &zero);
 	if (!page)
 		return UNCLAIMED | index;
-	slot = &page->listener[listener_index & (FS_MAX_LISTENERS - 1)].slot[index];
+	listener = &page->listener[listener_index & (FS_MAX_LISTENERS - 1)];
+	slot = &listener->slot[index];
 	if (slot->state != FS_SLOT_CLAIMED)
 		return UNCLAIMED | index;
-	load = (__u64)in_window(slot, now >> WINDOW_SHIFT) << WINDOW_AT | index;
-	load |= (queued(slot) & 0xffff) << QUEUE_AT;
-	return is_late(page, slot, now) ? load | LATE : load;
+	if (listener->by_live) {
+		load = (held(slot) & AMOUNT) << AMOUNT_AT;
+	} else {
+		load = (__u64)in_window(slot, now >> WINDOW_SHIFT) << AMOUNT_AT;
+		load |= (queued(slot) & 0xffff) << QUEUE_AT;
+	}
+	load |= index;
+	late = lateness(page, slot, now);
+	if (!late)
+		return load;
+	late >>= LATENESS_SHIFT;
+	return load | LATE | (late < LATENESS ? late : LATENESS) << LATENESS_AT;
 }
 
-/* The load of the least loaded of the first `slots` slots, with the sum of the connections in
- * this window of all of them in place of its own.
+/* The load of the least loaded of the first `slots` slots, with the sum of the amounts of all of
+ * them in place of its own.
  */
 __noinline __u64 least_loaded(__u32 slots, __u64 now)
 {
@@ -119,11 +148,22 @@ __noinline __u64 least_loaded(__u32 slots, __u64 now)
 		if (i >= slots)
 			break;
 		load = slot_load(i, now);
-		total += load >> WINDOW_AT & 0xffffffff;
+		total += load >> AMOUNT_AT & AMOUNT;
 		if (load < best)
 			best = load;
 	}
-	return (best & ~(0xffffffffULL << WINDOW_AT)) | (total & 0xffffffff) << WINDOW_AT;
+	return (best & ~(AMOUNT << AMOUNT_AT)) | (total & AMOUNT) << AMOUNT_AT;
+}
+
+/* Connections last if most of those that came in this window and the one before are still
+ * there. Then live ones are what a worker has to carry, else they are noise.
+ */
+static __always_inline void notice_length(struct fs_listener *listener, const struct fs_slot *slot)
+{
+	__u32 by_live = held(slot) * 4 >= (__u64)(slot->window + slot->before) * 3;
+
+	if (listener->by_live != by_live)
+		listener->by_live = by_live;
 }
 
 /* Count the connection and hand it to the slot's socket. */
@@ -137,6 +177,7 @@ static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_liste
 	if (bpf_sk_select_reuseport(ctx, &fs_sockets, &key, 0))
 		return 0;
 	if (slot->epoch != epoch) {
+		slot->before = slot->epoch + 1 == epoch ? slot->window : 0;
 		slot->epoch = epoch;
 		slot->window = 0;
 		slot->quota = 0;
@@ -145,42 +186,67 @@ static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_liste
 	__sync_fetch_and_add(&slot->assigned, 1);
 	if (spilled)
 		__sync_fetch_and_add(&slot->spilled, 1);
+	notice_length(listener, slot);
 	return 1;
 }
 
-/* This CPU's slot, if its worker keeps up and has not had more than its share in this window;
- * the share is computed again only when the slot has used up its quota, so that CPUs which
- * are evenly loaded share no cache line here. *fallback is a slot of this CPU in any case.
+static __always_inline __u32 mean_amount(const struct fs_listener *listener, __u64 now)
+{
+	__u64 total = least_loaded(listener->slots, now) >> AMOUNT_AT & AMOUNT;
+
+	return (__u32)total / (listener->claimed ?: 1);
+}
+
+/* Whether the slot has had its share: of the connections in this window, or of the live ones
+ * where they last. The former is computed again only when the slot has used up its quota, so
+ * that CPUs which are evenly loaded share no cache line here.
+ */
+static __always_inline int had_its_share(const struct fs_page *page,
+					 const struct fs_listener *listener, struct fs_slot *slot,
+					 __u64 now)
+{
+	__u32 window = in_window(slot, now >> WINDOW_SHIFT), mean;
+
+	if (listener->by_live) {
+		if (held(slot) <= FEW)
+			return 0;
+		mean = mean_amount(listener, now);
+		return held(slot) > (__u64)mean + mean / 128 + FEW;
+	}
+	if (window < BURST || window < slot->quota)
+		return 0;
+	mean = mean_amount(listener, now);
+	slot->quota = mean + mean * page->slack / 100 + BURST;
+	return window >= slot->quota;
+}
+
+/* This CPU's slot, if its worker keeps up and has not had more than its share. *fallback is a
+ * slot of this CPU in any case.
  */
 static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_listener *listener,
 					__u64 now, __u32 *fallback)
 {
-	__u32 next = listener->cpu_slot[bpf_get_smp_processor_id() & CPU_MASK];
-	__u32 best = NO_SLOT, best_window = ~0U;
+	__u32 next = listener->cpu_slot[bpf_get_smp_processor_id() & CPU_MASK], best = NO_SLOT;
+	__u64 least = ~0ULL;
 
 	for (int i = 0; i < MAX_PER_CPU && next; i++) {
 		__u32 index = (next - 1) & SLOT_MASK;
 		struct fs_slot *slot = &listener->slot[index];
-		__u32 window = in_window(slot, now >> WINDOW_SHIFT);
+		__u64 amount;
 
 		next = slot->next;
 		if (slot->state != FS_SLOT_CLAIMED)
 			continue;
 		*fallback = index;
-		if (is_late(page, slot, now)) {
+		if (lateness(page, slot, now)) {
 			ask_for_help(listener, slot);
 			continue;
 		}
-		if (window >= BURST && window >= slot->quota) {
-			__u64 total = least_loaded(listener->slots, now) >> WINDOW_AT & 0xffffffff;
-			__u32 mean = total / (listener->claimed ?: 1);
-
-			slot->quota = mean + mean * page->slack / 100 + BURST;
-			if (window >= slot->quota)
-				continue;
-		}
-		if (window < best_window) {
-			best_window = window;
+		if (had_its_share(page, listener, slot, now))
+			continue;
+		amount = listener->by_live ? held(slot) : in_window(slot, now >> WINDOW_SHIFT);
+		if (amount < least) {
+			least = amount;
 			best = index;
 		}
 	}
@@ -206,7 +272,9 @@ static __always_inline int choose(struct sk_reuseport_md *ctx)
 	if (local != NO_SLOT && use_slot(ctx, listener, local, now, 0))
 		return SK_PASS;
 	best = least_loaded(listener->slots, now);
-	if (best & LATE && fallback != NO_SLOT && use_slot(ctx, listener, fallback, now, 0))
+	if (best & LATE && fallback != NO_SLOT &&
+	    slot_load(fallback, now) >> LATENESS_AT < (best + NEARLY) >> LATENESS_AT &&
+	    use_slot(ctx, listener, fallback, now, 0))
 		return SK_PASS; /* nobody keeps up: then locality at least */
 	if (!(best & UNCLAIMED) && use_slot(ctx, listener, best, now, 1))
 		return SK_PASS;

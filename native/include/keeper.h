@@ -18,13 +18,16 @@ enum fs_op {
 	FS_OP_STATUS = 4, /* reply: JSON of the application, in place of struct fs_reply */
 };
 
+#define FS_JOIN_LATE 1 /* the application bound the socket without SO_REUSEPORT: that is ours */
+#define FS_JOIN_INHERITED 2 /* the program found the socket when it began */
+
 struct fs_request {
 	__u32 magic;
 	__u32 op; /* enum fs_op */
 	__u32 listener;
 	__u32 slot;
 	__u32 worker;
-	__u32 pad;
+	__u32 flags; /* FS_OP_JOIN: FS_JOIN_... */
 };
 
 struct fs_reply {

@@ -75,7 +75,7 @@ struct fs_slot {
 	__u32 published; /* lock: 1 if the select program can choose the socket */
 	__u32 own; /* lock: 1 if the application opened the socket, 0 for a sibling of ours */
 	__u32 fd; /* lock: its number where it was opened, and in children of that process */
-	__u32 pad1[2];
+	__u64 settled; /* shim: assigned and not accepted, yet not in the queue: never completed */
 	/* line 2: what the program knows */
 	__u64 assigned; /* program: connections sent here */
 	__u64 spilled; /* program: of these, from another CPU than the slot's */
@@ -85,7 +85,9 @@ struct fs_slot {
 	__u32 window; /* program: connections sent here in this window */
 	__u32 quota; /* program: how many it may have before the mean is computed again */
 	__u32 help; /* program: connections wait here for too long; shim: they no longer do */
-	__u32 pad2[3];
+	__u32 before; /* program: connections sent here in the window before */
+	__u32 left_in; /* lock: of an orphan: process in which its thread ended, 0 if that is gone */
+	__u32 pad2;
 } __attribute__((aligned(64)));
 
 /* What lean connections may do without; bits of fs_lean.on by number. */
@@ -144,7 +146,7 @@ struct fs_listener {
 	__u32 reason; /* shim: errno of the last slot that could not be had */
 	__u32 help; /* program and shim: 1 if some slot's queue should be helped with */
 	__u32 backlog; /* lock: of the application's last listen() */
-	__u32 pad0;
+	__u32 by_live; /* program: 1 while connections last, so that the live ones are the load */
 	__u32 stolen; /* shim: connections accepted from another worker's slot */
 	__u64 late_cookie; /* keeper or shim: SO_COOKIE of the socket whose SO_REUSEPORT we set */
 	__u64 passed; /* program: no slot could be chosen, left to the kernel's hash */

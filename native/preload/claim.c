@@ -6,6 +6,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,7 +32,7 @@ static int is_taken(const struct listener *l, const struct fs_listener *pl)
 
 	if (index < 0 || slot->state == FS_SLOT_ORPHAN)
 		return 0;
-	return !l->own_reuseport ||
+	return !fs_has_company(l) ||
 	       fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)].pid == (uint32_t)fs_pid;
 }
 
@@ -46,35 +48,6 @@ static int free_slot(struct fs_listener *pl)
 	return -1;
 }
 
-static void unlink_cpu(struct fs_listener *pl, int index)
-{
-	struct fs_slot *slot = &pl->slot[index];
-	unsigned next;
-
-	if (slot->cpu >= FS_MAX_CPUS)
-		return;
-	next = pl->cpu_slot[slot->cpu];
-	if (next == (unsigned)index + 1)
-		pl->cpu_slot[slot->cpu] = slot->next;
-	for (int i = 0; next && i < FS_MAX_SLOTS; i++) {
-		struct fs_slot *other = &pl->slot[(next - 1) & (FS_MAX_SLOTS - 1)];
-
-		next = other->next;
-		if (next == (unsigned)index + 1)
-			other->next = slot->next;
-	}
-}
-
-static void link_cpu(struct fs_listener *pl, int index)
-{
-	struct fs_slot *slot = &pl->slot[index];
-
-	if (slot->cpu >= FS_MAX_CPUS)
-		return;
-	slot->next = pl->cpu_slot[slot->cpu];
-	__atomic_store_n(&pl->cpu_slot[slot->cpu], index + 1, __ATOMIC_RELEASE);
-}
-
 static void set_state(struct fs_listener *pl, int index, enum fs_slot_state state)
 {
 	struct fs_slot *slot = &pl->slot[index];
@@ -88,10 +61,15 @@ static void set_state(struct fs_listener *pl, int index, enum fs_slot_state stat
  */
 static void abandon(struct fs_listener *pl, int index)
 {
-	unlink_cpu(pl, index);
+	const struct fs_worker *worker = fs_worker_of(&pl->slot[index]);
+	int thread_only = worker->pid != worker->tid &&
+			  fs_alive(worker->pid, worker->pid, worker->start);
+
+	fs_unlink_cpu(pl, index);
+	pl->slot[index].left_in = thread_only ? worker->pid : 0;
 	pl->slot[index].cpu = FS_NO_CPU;
 	pl->slot[index].live = 0;
-	if (pl->slot[index].shared) {
+	if (pl->slot[index].shared || thread_only) {
 		set_state(pl, index, FS_SLOT_ORPHAN);
 		pl->help = 1;
 		return;
@@ -100,17 +78,23 @@ static void abandon(struct fs_listener *pl, int index)
 	fs_unpublish(pl, &pl->slot[index]);
 }
 
+/* Give up the slots of dead workers. */
 static void sweep(struct fs_listener *pl)
 {
+	int found = 0;
+
 	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		const struct fs_slot *slot = &pl->slot[i];
-		const struct fs_worker *worker =
-			&fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
+		const struct fs_worker *worker = fs_worker_of(slot);
 
 		if ((slot->state == FS_SLOT_CLAIMED || slot->state == FS_SLOT_PAUSED) &&
-		    !fs_alive(worker->pid, worker->tid, worker->start))
+		    !fs_alive(worker->pid, worker->tid, worker->start)) {
 			abandon(pl, i);
+			found = 1;
+		}
 	}
+	if (found)
+		fs_level(pl);
 }
 
 /* This thread's entry in the page, made at its first claim. */
@@ -130,61 +114,11 @@ static struct fs_worker *own_worker(void)
 		*worker = (struct fs_worker){
 			.start = fs_start_time(pid), .pid = pid, .tid = tid, .cpu = FS_NO_CPU};
 		fs_worker = worker;
+		pthread_setspecific(fs_thread_key, worker);
 		break;
 	}
 	fs_unlock(&fs_page->worker_lock, &saved);
 	return fs_worker;
-}
-
-/* The CPU that the thread serves: the one that the application pinned it to, or, in mode 2,
- * the one of its allowed CPUs that serves the fewest slots of this listener.
- */
-static uint32_t choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker)
-{
-	uint32_t best = FS_NO_CPU;
-	int fewest = FS_MAX_SLOTS + 1;
-	cpu_set_t allowed;
-
-	if (worker->cpu != FS_NO_CPU)
-		return worker->cpu;
-	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
-		return FS_NO_CPU;
-	for (unsigned i = 0; i < fs_page->cpus && i < FS_MAX_CPUS; i++) {
-		unsigned cpu = fs_page->cpu_order[i];
-		int count = 0;
-
-		if (cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed))
-			continue;
-		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
-			count += pl->slot[j].state == FS_SLOT_CLAIMED && pl->slot[j].cpu == cpu;
-		if (count < fewest) {
-			fewest = count;
-			best = cpu;
-		}
-	}
-	return CPU_COUNT(&allowed) == 1 || fs_page->listen_spawn == 2 ? best : FS_NO_CPU;
-}
-
-/* With a second worker locality begins to pay: pin all that serve a CPU and are not yet. */
-static void pin_workers(struct fs_listener *pl)
-{
-	if (pl->claimed < 2 || fs_page->listen_spawn != 2)
-		return;
-	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
-		struct fs_slot *slot = &pl->slot[i];
-		struct fs_worker *worker = &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
-		cpu_set_t one, now;
-
-		if (slot->state != FS_SLOT_CLAIMED || slot->cpu >= CPU_SETSIZE || worker->pinned)
-			continue;
-		CPU_ZERO(&one);
-		CPU_SET(slot->cpu, &one);
-		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
-		    !CPU_EQUAL(&one, &now) &&
-		    sched_setaffinity(worker->tid, sizeof(one), &one) == 0)
-			worker->pinned = 1;
-		worker->cpu = slot->cpu;
-	}
 }
 
 /* Descriptor in this process of the socket with that cookie, or -1. */
@@ -272,22 +206,23 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 	if (before < 0)
 		*slot = (struct fs_slot){.cookie = cookie, .state = slot->state};
 	else
-		unlink_cpu(pl, index);
+		fs_unlink_cpu(pl, index);
 	slot->shared = shared;
 	slot->own = own;
 	slot->fd = own ? l->fd : fd;
 	pl->backlog = l->backlog;
 	slot->worker = worker - fs_page->worker;
+	slot->settled = 0;
 	slot->accepted = slot->assigned;
 	slot->live = 0;
-	slot->cpu = choose_cpu(pl, worker);
-	link_cpu(pl, index);
+	slot->cpu = fs_choose_cpu(pl, worker);
+	fs_link_cpu(pl, index);
 	set_state(pl, index, FS_SLOT_CLAIMED);
 	if (publish_all(l, pl) < 0) {
 		int error = errno;
 
 		/* Not reachable through the program: this socket must not get a queue. */
-		unlink_cpu(pl, index);
+		fs_unlink_cpu(pl, index);
 		slot->cpu = FS_NO_CPU;
 		set_state(pl, index, FS_SLOT_FREE);
 		if (fd != l->fd)
@@ -295,7 +230,7 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int fd, uint
 		errno = error;
 		return -1;
 	}
-	pin_workers(pl);
+	fs_pin_workers(pl);
 	lean_relearn(l, pl);
 	return index;
 }
@@ -324,6 +259,16 @@ struct stand_in *fs_stand_in(struct listener *l, int epfd)
 	return NULL;
 }
 
+/* Whether the kernel can be told which of several sockets to take: found out before there is
+ * a second one, so that none has to be withdrawn.
+ */
+static int can_choose(const struct listener *l, struct fs_listener *pl)
+{
+	if (pl->tier == FS_TIER_CLASSIC && !l->own_reuseport && !fs_classic_works())
+		pl->tier = FS_TIER_NONE;
+	return pl->tier != FS_TIER_NONE;
+}
+
 /* Give the calling thread a slot of its own for the listener. The first of a process has it
  * behind the application's descriptor, further threads behind a stand-in. Returns the slot,
  * or -1: then the thread shares the application's socket, as it would without us.
@@ -332,16 +277,18 @@ int fs_claim(struct listener *l, int epfd)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
 	int saved_errno = errno, slot = -1, first, place;
-	sigset_t saved;
+	sigset_t saved, before;
 
+	fs_hold_signals(&before);
 	fs_lock(&pl->lock, &saved);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
 	sweep(pl);
 	if (first && !is_taken(l, pl)) {
 		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);
 		if (slot >= 0 && l->origin >= 0)
-			NEXT(dup3)(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
-	} else if (pl->tier != FS_TIER_NONE && (place = take_sibling(l, pl)) >= 0) {
+			NEXT(dup3)
+		(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
+	} else if (can_choose(l, pl) && (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
 		if (begin_listening(l, fd) == 0)
@@ -369,6 +316,7 @@ int fs_claim(struct listener *l, int epfd)
 	fs_unlock(&pl->lock, &saved);
 	if (slot >= 0)
 		fs_keeper_tell(FS_OP_WORKER, l, slot, fs_worker - fs_page->worker, -1);
+	fs_release_signals(&before);
 	errno = saved_errno;
 	return slot;
 }
@@ -385,6 +333,35 @@ void fs_pause(struct listener *l, int index, int paused)
 	fs_unlock(&pl->lock, &saved);
 }
 
+/* What was sent to the slot, and neither was accepted nor waits, never completed. */
+static void settle(struct listener *l, int index, int fd)
+{
+	struct fs_slot *slot = page_slot(l->page_index, index);
+	struct tcp_info info;
+	socklen_t length = sizeof(info);
+
+	/* Of a listener, tcpi_unacked is the length of its queue. */
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0)
+		slot->settled = slot->assigned - slot->accepted - info.tcpi_unacked;
+}
+
+/* From time to time: let the slots of this thread know how long their queues are. */
+void fs_settle(void)
+{
+	int saved = errno;
+
+	for (int i = 0; i < fs_listener_count; i++) {
+		struct listener *l = &fs_listeners[i];
+		struct stand_in *own;
+
+		if (l->fd < 0 || l->slot < 0)
+			continue;
+		own = fs_stand_in(l, fs_last_epfd);
+		settle(l, own ? own->slot : l->slot, own ? own->fd : l->fd);
+	}
+	errno = saved;
+}
+
 /* Let the kernel move an orphan's queue to the slots that are polled: a socket that stops to
  * listen hands it over. The application's own socket listens again at once, for it may be
  * what the next worker polls.
@@ -393,6 +370,10 @@ static void hand_over(struct fs_listener *pl, int index, int fd)
 {
 	struct fs_slot *slot = &pl->slot[index];
 
+	if (pl->tier == FS_TIER_CLASSIC && slot->state == FS_SLOT_ORPHAN && fd >= 0)
+		fs_steer_classic(pl, fd); /* what waits there already, the others accept */
+	if (fs_alive(slot->left_in, slot->left_in, 0))
+		return; /* a further thread may poll it still */
 	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
 	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
 		return;
@@ -416,35 +397,97 @@ void fs_release(struct listener *l, int index)
 	fs_lock(&pl->lock, &saved);
 	abandon(pl, index);
 	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
+	fs_level(pl);
 	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
 		publish_all(l, pl);
 	fs_unlock(&pl->lock, &saved);
 }
 
-/* For the keeper, which is not written in C and has no other way to take a lock. */
+/* A thread that polled slots ends; its process goes on. */
+void fs_thread_ends(void *worker)
+{
+	if (!fs_worker || worker != fs_worker)
+		return; /* of a process that forked */
+	for (int i = 0; i < fs_listener_count; i++) {
+		struct listener *l = &fs_listeners[i];
+		struct fs_listener *pl = &fs_page->listener[l->page_index];
+		sigset_t saved;
+
+		if (l->fd < 0)
+			continue;
+		fs_lock(&pl->lock, &saved);
+		for (int j = l->stand_ins - 1; j >= 0; j--)
+			if (fs_worker_of(&pl->slot[l->stand_in[j].slot]) == worker) {
+				abandon(pl, l->stand_in[j].slot);
+				l->stand_in[j] = l->stand_in[--l->stand_ins];
+			}
+		if (l->slot >= 0 && (uint32_t)l->tid == fs_worker->tid &&
+		    fs_worker_of(&pl->slot[l->slot]) == worker) {
+			abandon(pl, l->slot);
+			l->slot = UNCLAIMED;
+			l->epfd = -1;
+			fs_unclaimed++;
+		}
+		fs_level(pl);
+		fs_unlock(&pl->lock, &saved);
+	}
+	fs_worker->pid = 0;
+	fs_worker = NULL;
+}
+
+/* This process had slots before it replaced itself by exec; now it polls none. */
+void fs_forget_past(void)
+{
+	sigset_t saved;
+
+	for (int i = 0; i < FS_MAX_LISTENERS; i++) {
+		struct fs_listener *pl = &fs_page->listener[i];
+
+		if (!pl->claimed)
+			continue;
+		fs_lock(&pl->lock, &saved);
+		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
+			if ((pl->slot[j].state == FS_SLOT_CLAIMED ||
+			     pl->slot[j].state == FS_SLOT_PAUSED) &&
+			    fs_worker_of(&pl->slot[j])->pid == (uint32_t)fs_pid)
+				abandon(pl, j);
+		fs_unlock(&pl->lock, &saved);
+	}
+	for (int i = 0; i < FS_MAX_WORKERS; i++)
+		if (fs_page->worker[i].pid == (uint32_t)fs_pid)
+			fs_page->worker[i].pid = 0;
+}
+
+/* For the keeper, which is not written in C and has no other way to take a lock. It must not
+ * wait for one: the holder may be waiting for the keeper's answer. Both return 0 if the
+ * lock was not to be had.
+ */
 
 /* Give up the slots of dead workers. */
-__attribute__((visibility("default"))) void fsocket_sweep(struct fs_page *page, unsigned listener)
+__attribute__((visibility("default"))) int fsocket_sweep(struct fs_page *page, unsigned listener)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	sigset_t saved;
 
 	fs_page = page;
-	fs_lock(&pl->lock, &saved);
+	if (!fs_trylock(&pl->lock, &saved))
+		return 0;
 	sweep(pl);
 	fs_unlock(&pl->lock, &saved);
+	return 1;
 }
 
 /* Move the queue of a slot that is still an orphan; `fd` is its socket. */
-__attribute__((visibility("default"))) void fsocket_hand_over(struct fs_page *page,
-							      unsigned listener, unsigned slot,
-							      int fd)
+__attribute__((visibility("default"))) int
+fsocket_hand_over(struct fs_page *page, unsigned listener, unsigned slot, int fd)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	sigset_t saved;
 
 	fs_page = page;
-	fs_lock(&pl->lock, &saved);
+	if (!fs_trylock(&pl->lock, &saved))
+		return 0;
 	hand_over(pl, slot & (FS_MAX_SLOTS - 1), fd);
 	fs_unlock(&pl->lock, &saved);
+	return 1;
 }

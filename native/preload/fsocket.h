@@ -107,6 +107,11 @@ extern int fs_mode; /* enable_listen_spawn */
 /* Of the calling thread. */
 extern __thread struct fs_worker *fs_worker; /* NULL until it claimed a slot */
 extern __thread int fs_last_epfd;
+extern pthread_key_t fs_thread_key; /* holds fs_worker too, for the end of the thread */
+extern __thread int fs_interrupted; /* by signals during the last claim */
+
+#define FS_RESTARTED 1 /* handled with SA_RESTART: accept() goes on, poll() and select() do not */
+#define FS_INTERRUPTED 2
 
 static inline struct fd_entry *fd_entry(int fd)
 {
@@ -118,6 +123,11 @@ static inline struct fd_entry *fd_entry(int fd)
 static inline struct fs_slot *page_slot(int listener, int slot)
 {
 	return &fs_page->listener[listener & (FS_MAX_LISTENERS - 1)].slot[slot & (FS_MAX_SLOTS - 1)];
+}
+
+static inline struct fs_worker *fs_worker_of(const struct fs_slot *slot)
+{
+	return &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
 }
 
 /* private.c: descriptors that the application does not know of */
@@ -133,15 +143,19 @@ int fs_can_have_siblings(int fd);
 /* siblings.c */
 int fs_sibling_create(struct listener *l);
 void fs_siblings_prepare(struct listener *l);
+int fs_has_company(const struct listener *l);
 uint64_t fs_cookie(int fd);
 
 /* listener.c */
-void fs_listener_add(int fd, int backlog);
+void fs_listener_add(int fd, int backlog, int inherited);
 void fs_listener_close(struct listener *l);
 void fs_adopt_inherited(void);
 void fs_register_process(void);
 void fs_before_fork(void);
 void fs_after_fork_in_child(void);
+
+/* exec.c */
+void fs_environment_keep(void);
 
 /* claim.c */
 int fs_claim(struct listener *l, int epfd);
@@ -149,20 +163,35 @@ void fs_pause(struct listener *l, int slot, int paused);
 int fs_fd_of_cookie(int page_index, uint64_t cookie);
 void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
+void fs_settle(void);
+void fs_forget_past(void);
+void fs_thread_ends(void *worker);
+
+/* cpu.c */
+void fs_link_cpu(struct fs_listener *pl, int index);
+void fs_unlink_cpu(struct fs_listener *pl, int index);
+uint32_t fs_choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker);
+void fs_pin_workers(struct fs_listener *pl);
+void fs_level(struct fs_listener *pl);
 
 /* steer.c: how the kernel learns of a slot */
+int fs_classic_works(void);
+void fs_steer_classic(struct fs_listener *pl, int fd);
 int fs_publish(struct listener *l, int slot, int fd);
 void fs_unpublish(struct fs_listener *pl, struct fs_slot *slot);
 
 /* keeper.c */
 void fs_keeper_find(void);
-int fs_keeper_join(struct listener *l);
+int fs_keeper_join(struct listener *l, int flags);
 int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker, int fd);
 
 /* lock.c */
 void fs_lock(uint32_t *word, sigset_t *saved);
+int fs_trylock(uint32_t *word, sigset_t *saved);
 void fs_unlock(uint32_t *word, const sigset_t *saved);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);
+void fs_hold_signals(sigset_t *saved);
+void fs_release_signals(const sigset_t *saved);
 
 #endif

@@ -12,6 +12,7 @@
 	HOOK(int, close, (int fd), (fd)) \
 	HOOK(int, shutdown, (int fd, int how), (fd, how)) \
 	HOOK(int, setsockopt, (int fd, int level, int name, const void *value, socklen_t len), (fd, level, name, value, len)) \
+	HOOK(int, getsockopt, (int fd, int level, int name, void *value, socklen_t *len), (fd, level, name, value, len)) \
 	HOOK(int, dup2, (int from, int to), (from, to)) \
 	HOOK(int, dup3, (int from, int to, int flags), (from, to, flags)) \
 	HOOK(int, epoll_ctl, (int epfd, int op, int fd, struct epoll_event *event), (epfd, op, fd, event)) \
@@ -27,7 +28,15 @@
 	HOOK(int, setuid, (uid_t uid), (uid)) \
 	HOOK(int, seteuid, (uid_t uid), (uid)) \
 	HOOK(int, setreuid, (uid_t ruid, uid_t euid), (ruid, euid)) \
-	HOOK(int, setresuid, (uid_t ruid, uid_t euid, uid_t suid), (ruid, euid, suid))
+	HOOK(int, setresuid, (uid_t ruid, uid_t euid, uid_t suid), (ruid, euid, suid)) \
+	HOOK(ssize_t, recvmsg, (int fd, struct msghdr *message, int flags), (fd, message, flags)) \
+	HOOK(int, execve, (const char *path, char *const argv[], char *const env[]), (path, argv, env)) \
+	HOOK(int, execv, (const char *path, char *const argv[]), (path, argv)) \
+	HOOK(int, execvp, (const char *file, char *const argv[]), (file, argv)) \
+	HOOK(int, execvpe, (const char *file, char *const argv[], char *const env[]), (file, argv, env)) \
+	HOOK(int, fexecve, (int fd, char *const argv[], char *const env[]), (fd, argv, env)) \
+	HOOK(int, posix_spawn, (pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, path, actions, attributes, argv, env)) \
+	HOOK(int, posix_spawnp, (pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, file, actions, attributes, argv, env))
 
 /* What moves bytes or shares a descriptor; lean connections depend on it. */
 #define FS_IO_HOOKS(HOOK) \
@@ -38,7 +47,6 @@
 	HOOK(ssize_t, __recv_chk, (int fd, void *data, size_t size, size_t room, int flags), (fd, data, size, room, flags)) \
 	HOOK(ssize_t, recvfrom, (int fd, void *data, size_t size, int flags, struct sockaddr *addr, socklen_t *len), (fd, data, size, flags, addr, len)) \
 	HOOK(ssize_t, __recvfrom_chk, (int fd, void *data, size_t size, size_t room, int flags, struct sockaddr *addr, socklen_t *len), (fd, data, size, room, flags, addr, len)) \
-	HOOK(ssize_t, recvmsg, (int fd, struct msghdr *message, int flags), (fd, message, flags)) \
 	HOOK(ssize_t, write, (int fd, const void *data, size_t size), (fd, data, size)) \
 	HOOK(ssize_t, writev, (int fd, const struct iovec *parts, int count), (fd, parts, count)) \
 	HOOK(ssize_t, send, (int fd, const void *data, size_t size, int flags), (fd, data, size, flags)) \
@@ -82,15 +90,8 @@
 
 /* What gives descriptors to another program. */
 #define FS_SPAWN_HOOKS(HOOK) \
-	HOOK(int, posix_spawn, (pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const envp[]), (pid, path, actions, attributes, argv, envp)) \
-	HOOK(int, posix_spawnp, (pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const envp[]), (pid, path, actions, attributes, argv, envp)) \
 	HOOK(int, system, (const char *command), (command)) \
-	HOOK(FILE *, popen, (const char *command, const char *type), (command, type)) \
-	HOOK(int, execve, (const char *path, char *const argv[], char *const envp[]), (path, argv, envp)) \
-	HOOK(int, execv, (const char *path, char *const argv[]), (path, argv)) \
-	HOOK(int, execvp, (const char *path, char *const argv[]), (path, argv)) \
-	HOOK(int, execvpe, (const char *path, char *const argv[], char *const envp[]), (path, argv, envp)) \
-	HOOK(int, fexecve, (int fd, char *const argv[], char *const envp[]), (fd, argv, envp))
+	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
 
 #define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_IO_HOOKS(HOOK) FS_SLEEP_HOOKS(HOOK) FS_SPAWN_HOOKS(HOOK)
 /* clang-format on */

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Start of the library, and what happens around fork(). */
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -19,6 +18,7 @@ pid_t fs_pid;
 int fs_mode;
 __thread struct fs_worker *fs_worker;
 __thread int fs_last_epfd = -1;
+pthread_key_t fs_thread_key;
 
 static cpu_set_t initial_affinity;
 
@@ -51,6 +51,12 @@ static void make_fd_table(void)
 	fs_fd_count = limit.rlim_max;
 }
 
+/* What pthread_atfork() is in glibc. Other C libraries lack it: the programs that use them inherit
+ * LD_PRELOAD from a shell, say, and must start, if without us.
+ */
+extern int __register_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void),
+			     void *object) __attribute__((weak));
+
 static void in_child(void)
 {
 	int pinned = fs_worker && fs_worker->pinned;
@@ -71,12 +77,16 @@ __attribute__((constructor)) static void start(void)
 	fs_resolve();
 	fs_pid = getpid();
 	fs_mode = mode ? atoi(mode) : 2;
+	if (!__register_atfork)
+		fs_mode = 0;
 	if (!fs_mode)
 		return;
 	make_fd_table();
+	fs_environment_keep();
+	pthread_key_create(&fs_thread_key, fs_thread_ends);
 	fs_keeper_find();
 	lean_start();
 	sched_getaffinity(0, sizeof(initial_affinity), &initial_affinity);
-	pthread_atfork(fs_before_fork, NULL, in_child);
+	__register_atfork(fs_before_fork, NULL, in_child, NULL);
 	fs_adopt_inherited();
 }

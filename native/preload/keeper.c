@@ -59,7 +59,7 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 	} control = {0};
 	struct iovec part = {.iov_base = request, .iov_len = sizeof(*request)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	int keeper = connect_keeper(), saved = errno, result = -1;
+	int keeper = connect_keeper(), error = ETIMEDOUT, result = -1;
 	struct cmsghdr *head;
 
 	if (keeper < 0)
@@ -78,15 +78,18 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 		part = (struct iovec){.iov_base = reply, .iov_len = sizeof(*reply)};
 		message.msg_control = control.bytes;
 		message.msg_controllen = sizeof(control.bytes);
-		if (recvmsg(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
-		    reply->magic == FS_KEEPER_MAGIC)
-			result = reply->error ? -1 : 0;
+		if (NEXT(recvmsg)(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
+		    reply->magic == FS_KEEPER_MAGIC) {
+			error = reply->error;
+			result = error ? -1 : 0;
+		}
 		head = CMSG_FIRSTHDR(&message);
 		if (page_fd && head && head->cmsg_type == SCM_RIGHTS)
 			memcpy(page_fd, CMSG_DATA(head), sizeof(int));
 	}
 	NEXT(close)(keeper);
-	errno = result < 0 && reply->error ? reply->error : saved;
+	if (result < 0)
+		errno = error;
 	return result;
 }
 
@@ -148,16 +151,16 @@ static int join_anonymous(struct listener *l)
 }
 
 /* Find the listener's place in the status page, mapping that first; -1 if there is none. */
-int fs_keeper_join(struct listener *l)
+int fs_keeper_join(struct listener *l, int flags)
 {
-	struct fs_request request = {.op = FS_OP_JOIN};
+	struct fs_request request = {.op = FS_OP_JOIN, .flags = flags};
 	struct fs_reply reply = {0};
 	int page_fd = -1, result;
 
 	result = ask(&request, l->fd, &reply, &page_fd);
 	if (page_fd >= 0) {
-		if (!fs_page)
-			fs_page = map_page(page_fd);
+		if (!fs_page && (fs_page = map_page(page_fd)))
+			fs_forget_past();
 		NEXT(close)(page_fd);
 	}
 	fs_register_process();

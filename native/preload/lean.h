@@ -141,6 +141,18 @@ static inline void lean_was_read(struct fd_entry *entry, int fd)
 	}
 }
 
+/* After any read, with its result; a client that left without a request says nothing. */
+static inline ssize_t lean_done_reading(int fd, ssize_t result)
+{
+	struct fd_entry *entry = lean_connection(fd);
+
+	if (entry && result > 0)
+		lean_was_read(entry, fd);
+	else if (entry && result == 0 && !(entry->lean & LEAN_READ))
+		entry->lean = LEAN_PLAIN;
+	return result;
+}
+
 /* Before a write to a watched connection: whether the kernel is to hold its end back. */
 static inline int lean_wants_hold(struct fd_entry *entry)
 {

@@ -23,67 +23,48 @@
 
 /* Reads */
 
-static inline ssize_t was_read(int fd, ssize_t result)
-{
-	struct fd_entry *entry = lean_connection(fd);
-
-	if (!entry)
-		return result;
-	if (result > 0)
-		lean_was_read(entry, fd);
-	else if (result == 0 && !(entry->lean & LEAN_READ))
-		entry->lean = LEAN_PLAIN; /* the client left without a request */
-	return result;
-}
-
 EXPORT ssize_t read(int fd, void *data, size_t size)
 {
 	lean_read_begins(fd);
-	return was_read(fd, NEXT(read)(fd, data, size));
+	return lean_done_reading(fd, NEXT(read)(fd, data, size));
 }
 
 EXPORT ssize_t __read_chk(int fd, void *data, size_t size, size_t room)
 {
 	lean_read_begins(fd);
-	return was_read(fd, NEXT(__read_chk)(fd, data, size, room));
+	return lean_done_reading(fd, NEXT(__read_chk)(fd, data, size, room));
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *parts, int count)
 {
 	lean_read_begins(fd);
-	return was_read(fd, NEXT(readv)(fd, parts, count));
+	return lean_done_reading(fd, NEXT(readv)(fd, parts, count));
 }
 
 EXPORT ssize_t recv(int fd, void *data, size_t size, int flags)
 {
 	lean_read_begins(fd);
-	return was_read(fd, NEXT(recv)(fd, data, size, flags));
+	return lean_done_reading(fd, NEXT(recv)(fd, data, size, flags));
 }
 
 EXPORT ssize_t __recv_chk(int fd, void *data, size_t size, size_t room, int flags)
 {
 	lean_read_begins(fd);
-	return was_read(fd, NEXT(__recv_chk)(fd, data, size, room, flags));
+	return lean_done_reading(fd, NEXT(__recv_chk)(fd, data, size, room, flags));
 }
 
 EXPORT ssize_t recvfrom(int fd, void *data, size_t size, int flags, struct sockaddr *addr,
 			socklen_t *len)
 {
 	lean_read_begins(fd);
-	return was_read(fd, NEXT(recvfrom)(fd, data, size, flags, addr, len));
+	return lean_done_reading(fd, NEXT(recvfrom)(fd, data, size, flags, addr, len));
 }
 
 EXPORT ssize_t __recvfrom_chk(int fd, void *data, size_t size, size_t room, int flags,
 			      struct sockaddr *addr, socklen_t *len)
 {
 	lean_read_begins(fd);
-	return was_read(fd, NEXT(__recvfrom_chk)(fd, data, size, room, flags, addr, len));
-}
-
-EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
-{
-	lean_read_begins(fd);
-	return was_read(fd, NEXT(recvmsg)(fd, message, flags));
+	return lean_done_reading(fd, NEXT(__recvfrom_chk)(fd, data, size, room, flags, addr, len));
 }
 
 /* Writes */
@@ -230,7 +211,7 @@ EXPORT ssize_t splice(int in, off_t *in_offset, int out, off_t *out_offset, size
 	ssize_t result;
 
 	lean_may_sleep(FS_SLEPT);
-	result = was_read(in, NEXT(splice)(in, in_offset, out, out_offset, size, flags));
+	result = lean_done_reading(in, NEXT(splice)(in, in_offset, out, out_offset, size, flags));
 	return was_written(lean_connection(out), out, result, 0);
 }
 

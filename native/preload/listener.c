@@ -52,9 +52,9 @@ static void listen_again(struct listener *l, int backlog)
  * SO_REUSEPORT is set only now, after bind() and listen() had their say, so that whatever
  * would have failed with EADDRINUSE did.
  */
-void fs_listener_add(int fd, int backlog)
+void fs_listener_add(int fd, int backlog, int inherited)
 {
-	int saved = errno, one = 1, reuseport = 0, page_index;
+	int saved = errno, one = 1, reuseport = 0, flags, page_index;
 	socklen_t length = sizeof(reuseport);
 	struct fs_listener *pl;
 	struct listener *l = known(fd);
@@ -67,14 +67,15 @@ void fs_listener_add(int fd, int backlog)
 	if (fd_entry(fd) == fd_entry(-1) || fd_entry(fd)->kind == FD_ALONE ||
 	    !fs_can_have_siblings(fd))
 		goto out;
-	getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &reuseport, &length);
+	NEXT(getsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &reuseport, &length);
 	if (!reuseport && NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) < 0)
 		goto out;
+	flags = (reuseport ? 0 : FS_JOIN_LATE) | (inherited ? FS_JOIN_INHERITED : 0);
 	l = new_entry();
 	if (!l)
 		goto out;
 	l->fd = fd;
-	page_index = fs_keeper_join(l);
+	page_index = fs_keeper_join(l, flags);
 	if (page_index < 0) {
 		l->fd = -1;
 		goto out;
@@ -124,8 +125,9 @@ void fs_adopt_inherited(void)
 	while ((entry = readdir(list))) {
 		fd = atoi(entry->d_name);
 		length = sizeof(listening);
-		if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening)
-			fs_listener_add(fd, SOMAXCONN);
+		if (NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 &&
+		    listening)
+			fs_listener_add(fd, SOMAXCONN, 1);
 	}
 	closedir(list);
 }

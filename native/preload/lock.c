@@ -37,20 +37,69 @@ void fs_lock(uint32_t *word, sigset_t *saved)
 	}
 }
 
+/* Take the lock if it is free or its holder died; returns whether it was taken. */
+int fs_trylock(uint32_t *word, sigset_t *saved)
+{
+	uint32_t holder = __atomic_load_n(word, __ATOMIC_RELAXED);
+	sigset_t all;
+
+	if (holder && fs_alive(holder, holder, 0))
+		return 0;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, saved);
+	if (__atomic_compare_exchange_n(word, &holder, getpid(), 0, __ATOMIC_ACQUIRE,
+					__ATOMIC_RELAXED))
+		return 1;
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+	return 0;
+}
+
 void fs_unlock(uint32_t *word, const sigset_t *saved)
 {
 	__atomic_store_n(word, 0, __ATOMIC_RELEASE);
 	pthread_sigmask(SIG_SETMASK, saved, NULL);
 }
 
-/* Start time of a process in clock ticks after boot, 0 if /proc does not tell. */
-uint64_t fs_start_time(pid_t pid)
+__thread int fs_interrupted;
+
+/* A claim comes before a call that would wait: a signal during it must not be lost on that wait. */
+void fs_hold_signals(sigset_t *saved)
 {
-	char path[32], text[1024], *at;
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, saved);
+}
+
+/* Let the signals in, and note what the wait would have done about them (signal(7)). */
+void fs_release_signals(const sigset_t *saved)
+{
+	struct sigaction action;
+	sigset_t pending;
+
+	fs_interrupted = 0;
+	sigpending(&pending);
+	for (int signal = 1; signal < NSIG; signal++) {
+		if (sigismember(&pending, signal) != 1 || sigismember(saved, signal) == 1 ||
+		    sigaction(signal, NULL, &action) < 0 || action.sa_handler == SIG_IGN ||
+		    action.sa_handler == SIG_DFL)
+			continue;
+		fs_interrupted |= action.sa_flags & SA_RESTART ? FS_RESTARTED : FS_INTERRUPTED;
+	}
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+/* A thread's state (a letter) and start time in clock ticks after boot, from /proc; 0 where
+ * that does not tell, as in a chroot.
+ */
+static char read_stat(pid_t pid, pid_t tid, uint64_t *start)
+{
+	char path[48], text[1024], *at, state;
 	ssize_t length;
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	*start = 0;
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
@@ -60,19 +109,37 @@ uint64_t fs_start_time(pid_t pid)
 		return 0;
 	text[length] = 0;
 	at = strrchr(text, ')'); /* the name may hold anything; field 3 follows it */
+	if (!at || !at[1])
+		return 0;
+	state = at[2];
 	for (int field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
-	return at ? strtoull(at, NULL, 10) : 0;
+	*start = at ? strtoull(at, NULL, 10) : 0;
+	return state;
 }
 
-/* Whether the thread lives; `start` (0: unknown) tells it from a later one of the same id. */
+uint64_t fs_start_time(pid_t pid)
+{
+	uint64_t start;
+
+	read_stat(pid, pid, &start);
+	return start;
+}
+
+/* Whether the thread lives, rather than being dead and not yet waited for; `start` (0:
+ * unknown) of its process tells it from a later one of the same id.
+ */
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start)
 {
 	uint64_t now;
+	char state;
 
 	if (!pid)
 		return 0;
 	if (syscall(SYS_tgkill, pid, tid, 0) < 0 && errno == ESRCH)
+		return 0;
+	state = read_stat(pid, tid, &now);
+	if (state == 'Z' || state == 'X')
 		return 0;
 	now = start ? fs_start_time(pid) : 0;
 	return !now || now == start;

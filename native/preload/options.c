@@ -109,9 +109,9 @@ static void copy_option(int from, int to, int level, int name)
 	char wanted[LARGEST] = {0}, present[LARGEST] = {0};
 	socklen_t length = LARGEST, other = LARGEST;
 
-	if (getsockopt(from, level, name, wanted, &length) < 0)
+	if (NEXT(getsockopt)(from, level, name, wanted, &length) < 0)
 		return;
-	if (getsockopt(to, level, name, present, &other) == 0 && length == other &&
+	if (NEXT(getsockopt)(to, level, name, present, &other) == 0 && length == other &&
 	    !memcmp(wanted, present, length))
 		return;
 	NEXT(setsockopt)(to, level, name, wanted, length);
@@ -125,8 +125,8 @@ static void copy_buffer(int from, int to, int name, int force)
 	int wanted = 0, present = 0;
 	socklen_t length = sizeof(int);
 
-	if (getsockopt(from, SOL_SOCKET, name, &wanted, &length) < 0 ||
-	    getsockopt(to, SOL_SOCKET, name, &present, &length) < 0 || wanted == present)
+	if (NEXT(getsockopt)(from, SOL_SOCKET, name, &wanted, &length) < 0 ||
+	    NEXT(getsockopt)(to, SOL_SOCKET, name, &present, &length) < 0 || wanted == present)
 		return;
 	wanted /= 2;
 	if (NEXT(setsockopt)(to, SOL_SOCKET, force, &wanted, length) < 0)
@@ -140,7 +140,7 @@ static void copy_filter(int from, int to)
 	struct sock_fprog program = {.filter = code};
 	socklen_t count = BPF_MAXINSNS;
 
-	if (getsockopt(from, SOL_SOCKET, SO_GET_FILTER, code, &count) < 0 || !count)
+	if (NEXT(getsockopt)(from, SOL_SOCKET, SO_GET_FILTER, code, &count) < 0 || !count)
 		return;
 	program.len = count;
 	NEXT(setsockopt)(to, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program));
@@ -170,13 +170,13 @@ int fs_can_have_siblings(int fd)
 	int domain = 0, protocol = 0, flags = fcntl(fd, F_GETFL);
 	socklen_t length = sizeof(int), count = 0;
 
-	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 ||
+	if (NEXT(getsockopt)(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 ||
 	    (domain != AF_INET && domain != AF_INET6))
 		return 0;
-	if (getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 ||
+	if (NEXT(getsockopt)(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 ||
 	    protocol != IPPROTO_TCP)
 		return 0;
 	if (flags < 0 || flags & O_ASYNC)
 		return 0;
-	return getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &count) == 0;
+	return NEXT(getsockopt)(fd, SOL_SOCKET, SO_GET_FILTER, NULL, &count) == 0;
 }

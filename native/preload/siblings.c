@@ -15,7 +15,7 @@ uint64_t fs_cookie(int fd)
 	uint64_t cookie = 0;
 	socklen_t length = sizeof(cookie);
 
-	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0 ? 0 : cookie;
+	return NEXT(getsockopt)(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0 ? 0 : cookie;
 }
 
 /* Bind one more sibling; returns its place in l->sibling, or -1 with errno. */
@@ -30,7 +30,7 @@ int fs_sibling_create(struct listener *l)
 		return -1;
 	}
 	if (getsockname(own, (struct sockaddr *)&address, &length) < 0 ||
-	    getsockopt(own, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+	    NEXT(getsockopt)(own, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
 		return -1;
 	fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)
@@ -52,10 +52,10 @@ int fs_sibling_create(struct listener *l)
 }
 
 /* Whether the application itself opened several sockets of that address, one a worker. */
-static int has_company(const struct listener *l)
+int fs_has_company(const struct listener *l)
 {
 	for (int i = 0; i < fs_listener_count; i++)
-		if (&fs_listeners[i] != l && fs_listeners[i].fd >= 0 &&
+		if (fs_listeners[i].fd >= 0 && fs_listeners[i].cookie != l->cookie &&
 		    fs_listeners[i].page_index == l->page_index)
 			return 1;
 	return 0;
@@ -68,7 +68,7 @@ void fs_siblings_prepare(struct listener *l)
 {
 	int saved = errno;
 
-	if (l->fd >= 0 && l->slot < 0 && !has_company(l) && fs_page)
+	if (l->fd >= 0 && l->slot < 0 && !fs_has_company(l) && fs_page)
 		while (l->siblings < (int)fs_page->spare_slots && fs_sibling_create(l) >= 0)
 			;
 	errno = saved;

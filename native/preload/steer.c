@@ -47,12 +47,50 @@ static int attach_classic(struct fs_listener *pl, int fd)
 
 		if (order < 0)
 			continue;
-		code[program.len++] = (struct sock_filter)BPF_JUMP(
-			BPF_JMP | BPF_JEQ | BPF_K, fs_page->cpu_order[i], 0, 1);
+		code[program.len++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
+								   fs_page->cpu_order[i], 0, 1);
 		code[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, order);
 	}
 	code[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, order_of_any(pl));
-	return NEXT(setsockopt)(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof(program));
+	return NEXT(setsockopt)(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program,
+				sizeof(program));
+}
+
+/* Let the program follow a change of the slots; `fd` is any socket of the group. */
+void fs_steer_classic(struct fs_listener *pl, int fd)
+{
+	if (pl->group && pl->claimed)
+		attach_classic(pl, fd);
+}
+
+/* Whether this process may attach such a program, tried on a socket that is never bound. */
+int fs_classic_works(void)
+{
+	struct sock_filter code = BPF_STMT(BPF_RET | BPF_K, 0);
+	struct sock_fprog program = {.len = 1, .filter = &code};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, result, error;
+
+	if (fd < 0)
+		return 0;
+	NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
+	result = NEXT(setsockopt)(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program,
+				  sizeof(program));
+	error = errno;
+	NEXT(close)(fd);
+	errno = error;
+	return result == 0;
+}
+
+/* Sockets that the application put into the group itself stand there in an order that nobody
+ * knows. Each says which CPU it serves instead. Since Linux commit b261eda84ec1 ("soreuseport:
+ * Fix socket selection for SO_INCOMING_CPU.") (in v6.2); before that the kernel's hash chooses.
+ */
+static void prefer_cpu(const struct fs_slot *slot, int fd)
+{
+	int cpu = slot->cpu;
+
+	if (slot->cpu != FS_NO_CPU)
+		NEXT(setsockopt)(fd, SOL_SOCKET, SO_INCOMING_CPU, &cpu, sizeof(cpu));
 }
 
 /* Let the kernel choose the slot's socket; the listener's lock is held. */
@@ -64,6 +102,8 @@ int fs_publish(struct listener *l, int slot, int fd)
 	if (pl->tier >= FS_TIER_SELECT) {
 		if (!ps->published && fs_keeper_tell(FS_OP_ADD, l, slot, 0, fd) < 0)
 			return -1;
+	} else if (l->own_reuseport) {
+		prefer_cpu(ps, fd);
 	} else {
 		if (!ps->published)
 			ps->order = pl->group++;

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
+#define WAITS_TO_SETTLE 128 /* a system call more in so many waits */
 
 /* The listener behind `fd` if it has one and this is not a child of vfork(). */
 static COLD struct listener *cold_listener(int fd)
@@ -36,7 +38,7 @@ EXPORT int listen(int fd, int backlog)
 	int result = NEXT(listen)(fd, backlog);
 
 	if (result == 0 && fs_mode)
-		fs_listener_add(fd, backlog);
+		fs_listener_add(fd, backlog, 0);
 	return result;
 }
 
@@ -104,7 +106,39 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 	return result;
 }
 
+/* SO_REUSEPORT reads as the application left it: what we set for its siblings is not its own. */
+static COLD void hide_reuseport(int fd, int *value)
+{
+	const struct fd_entry *entry = fd_entry(fd);
+
+	if (entry->kind == FD_LISTENER && !fs_listeners[entry->listener].own_reuseport)
+		*value = 0;
+	if (entry->kind == FD_CONNECTION && entry->era == fs_era && fs_page &&
+	    fs_page->listener[entry->listener].late_cookie)
+		*value = 0;
+}
+
+EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
+{
+	int result = NEXT(getsockopt)(fd, level, name, value, len);
+
+	if (unlikely(level == SOL_SOCKET && name == SO_REUSEPORT && result == 0 &&
+		     *len == sizeof(int)))
+		hide_reuseport(fd, value);
+	return result;
+}
+
 /* accept */
+
+/* Whether a signal of that kind came during the claim that has just been made; sets errno. */
+static COLD int was_interrupted(int kinds)
+{
+	int interrupted = fs_interrupted & kinds;
+
+	fs_interrupted = 0;
+	errno = interrupted ? EINTR : errno;
+	return interrupted;
+}
 
 /* What accept() works on for this thread. */
 struct source {
@@ -130,6 +164,14 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 	return (struct source){fd, l->slot};
 }
 
+/* A counted connection is gone. */
+static inline void closed(const struct fd_entry *entry)
+{
+	if (entry->era == fs_era)
+		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
+				   __ATOMIC_RELAXED);
+}
+
 /* Count an accepted connection for its slot, until it is closed. */
 static inline void opened(const struct fd_entry *entry, int slot, int connection)
 {
@@ -138,6 +180,8 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 
 	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
+	if (fd_entry(connection)->kind == FD_CONNECTION)
+		closed(fd_entry(connection)); /* unseen: close_range(), a raw system call */
 	if (fd_entry(connection) != fd_entry(-1))
 		*fd_entry(connection) = (struct fd_entry){
 			.kind = FD_CONNECTION,
@@ -186,6 +230,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 	if (slot < 0 || !(fcntl(l->fd, F_GETFL) & O_NONBLOCK))
 		return -1;
 	pl->help = 0;
+	page_slot(l->page_index, slot)->help = 0; /* its worker is at it */
 	for (unsigned i = 0; connection < 0 && i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[i];
 		int fd = (int)i != slot && wants_help(other) ?
@@ -225,6 +270,9 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (entry->kind != FD_LISTENER)
 		return NEXT(accept4)(fd, addr, len, flags);
 	source = source_of(entry, fd);
+	if (unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED) &&
+	    !(fcntl(fd, F_GETFL) & O_NONBLOCK))
+		return -1;
 	connection = -1;
 	if (unlikely(help_is_wanted(entry)))
 		connection = accept_for_another(&fs_listeners[entry->listener], source.slot, addr,
@@ -246,6 +294,41 @@ EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 		return accept4(fd, addr, len, 0);
 	lean_read_begins(fd);
 	return NEXT(accept)(fd, addr, len);
+}
+
+/* recvmsg */
+
+/* Listeners that another process hands over (HAProxy's expose-fd) are known from here on. */
+static COLD void received(struct msghdr *message)
+{
+	int saved = errno, listening, fd;
+	socklen_t length;
+
+	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head;
+	     head = CMSG_NXTHDR(message, head)) {
+		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {
+			memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
+			length = sizeof(listening);
+			if (!NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
+			    listening)
+				fs_listener_add(fd, SOMAXCONN, 1);
+		}
+	}
+	errno = saved;
+}
+
+EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+	ssize_t result;
+
+	lean_read_begins(fd);
+	result = lean_done_reading(fd, NEXT(recvmsg)(fd, message, flags));
+
+	if (unlikely(result >= 0 && message->msg_controllen && fs_mode))
+		received(message);
+	return result;
 }
 
 /* close, dup2, dup3 */
@@ -276,9 +359,7 @@ EXPORT int close(int fd)
 	if (!(entry->lean & LEAN_PLAIN))
 		lean_closing(entry, fd, 1);
 	entry->kind = FD_OTHER;
-	if (entry->era == fs_era)
-		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
-				   __ATOMIC_RELAXED);
+	closed(entry);
 	return NEXT(close)(fd);
 }
 
@@ -333,6 +414,7 @@ static COLD int polled_fd(struct listener *l, int epfd, int op)
 			l->epfd = epfd;
 		else if (l->slot < 0 || (l->epfd != epfd && l->tid != syscall(SYS_gettid)))
 			fs_claim(l, epfd);
+		fs_interrupted = 0; /* no wait follows at once */
 		own = fs_stand_in(l, epfd);
 	}
 	return own ? own->fd : l->fd;
@@ -364,7 +446,8 @@ static inline void wait_begins(int blocks)
 	lean_wait_begins(blocks);
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
-		fs_worker->waits++;
+		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
+			fs_settle();
 	}
 }
 
@@ -429,29 +512,32 @@ static COLD void claim_polled(int fd)
 		fs_claim(l, -1);
 }
 
-static inline void poll_begins(const struct pollfd *fds, nfds_t count, int blocks)
+static inline int poll_begins(const struct pollfd *fds, nfds_t count, int blocks)
 {
 	if (unlikely(fs_unclaimed))
 		for (nfds_t i = 0; i < count; i++)
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
 	wait_begins(blocks);
+	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
-static inline void select_begins(int count, const fd_set *in, int blocks)
+static inline int select_begins(int count, const fd_set *in, int blocks)
 {
 	if (unlikely(fs_unclaimed && in))
 		for (int fd = 0; fd < count; fd++)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
 	wait_begins(blocks);
+	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
 EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	int result;
 
-	poll_begins(fds, count, timeout != 0);
+	if (poll_begins(fds, count, timeout != 0))
+		return -1;
 	result = NEXT(poll)(fds, count, timeout);
 	wait_ends();
 	return result;
@@ -461,7 +547,8 @@ EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size
 {
 	int result;
 
-	poll_begins(fds, count, timeout != 0);
+	if (poll_begins(fds, count, timeout != 0))
+		return -1;
 	result = NEXT(__poll_chk)(fds, count, timeout, size);
 	wait_ends();
 	return result;
@@ -472,7 +559,8 @@ EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeou
 {
 	int result;
 
-	poll_begins(fds, count, blocks_for(timeout));
+	if (poll_begins(fds, count, blocks_for(timeout)))
+		return -1;
 	result = NEXT(ppoll)(fds, count, timeout, mask);
 	wait_ends();
 	return result;
@@ -483,7 +571,8 @@ EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *
 {
 	int result;
 
-	poll_begins(fds, count, blocks_for(timeout));
+	if (poll_begins(fds, count, blocks_for(timeout)))
+		return -1;
 	result = NEXT(__ppoll_chk)(fds, count, timeout, mask, size);
 	wait_ends();
 	return result;
@@ -493,7 +582,8 @@ EXPORT int select(int count, fd_set *in, fd_set *out, fd_set *except, struct tim
 {
 	int result;
 
-	select_begins(count, in, !timeout || timeout->tv_sec || timeout->tv_usec);
+	if (select_begins(count, in, !timeout || timeout->tv_sec || timeout->tv_usec))
+		return -1;
 	result = NEXT(select)(count, in, out, except, timeout);
 	wait_ends();
 	return result;
@@ -504,7 +594,8 @@ EXPORT int pselect(int count, fd_set *in, fd_set *out, fd_set *except,
 {
 	int result;
 
-	select_begins(count, in, blocks_for(timeout));
+	if (select_begins(count, in, blocks_for(timeout)))
+		return -1;
 	result = NEXT(pselect)(count, in, out, except, timeout, mask);
 	wait_ends();
 	return result;

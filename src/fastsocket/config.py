@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Parameters: the names and meanings of the 2014 module, `fastsocket.toml`, and profiles.
+"""Parameters: the names and meanings of the 2014 module, and `fastsocket.toml`.
 
 Where a value comes from, the later one wins:
 
@@ -13,30 +13,16 @@ the current folder is not read: where a shell happens to stand must not change h
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
-
-import msgspec
+from typing import Any
 
 from fastsocket.errors import UsageError
 
-__all__ = [
-    "ALLOWED",
-    "SYSTEM_CONFIG",
-    "Advice",
-    "Parameters",
-    "Profile",
-    "checked",
-    "load_config",
-    "load_profile",
-    "profile_for",
-    "profile_names",
-]
+__all__ = ["ALLOWED", "SYSTEM_CONFIG", "Parameters", "checked", "load_config", "read_toml"]
 
 SYSTEM_CONFIG = Path("/etc/fastsocket.toml")
-
-_PROFILES = Path(__file__).parent / "profiles"
 
 # What a person may write for each parameter; the test compares it with the types below.
 ALLOWED = {
@@ -51,7 +37,8 @@ ALLOWED = {
 }
 
 
-class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
     """How an application is accelerated.
 
     Attributes:
@@ -70,60 +57,28 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             two for each CPU that may be used, for a reload doubles the workers, and 16 at least.
     """
 
-    enable_listen_spawn: Literal[0, 1, 2] = 2
-    enable_receive_flow_deliver: Literal[0, 1] = 0
-    enable_fast_epoll: Literal[0, 1] = 0
-    policy: Literal["local", "spread", "hash"] = "local"
-    stall_us: Annotated[int, msgspec.Meta(ge=100, le=10_000_000)] = 5000
-    slack: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 25
-    lean: Literal["auto", "off"] = "off"
-    slots: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    enable_listen_spawn: int = 2
+    enable_receive_flow_deliver: int = 0
+    enable_fast_epoll: int = 0
+    policy: str = "local"
+    stall_us: int = 5000
+    slack: int = 25
+    lean: str = "off"
+    slots: int = 0
 
 
-class Advice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A setting of the application itself that a profile recommends, and its reason."""
-
-    setting: str
-    why: str
-
-
-class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One parameter of a profile: its value, of any type until it is checked, and its reason."""
-
-    value: Any
-    why: str
-
-
-class _ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The form of profiles/NAME.toml."""
-
-    summary: str
-    programs: list[str]
-    parameters: dict[str, _Choice] = {}
-    advice: list[Advice] = []
-
-
-class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known to suit one application.
-
-    Attributes:
-        name: As given to ``run --profile``.
-        summary: How the application takes its connections, in one line.
-        programs: Names of the commands that it is for.
-        parameters: Parameter -> value, only those that the profile decides.
-        reasons: Parameter -> why.
-        advice: Settings for the application's own configuration.
-    """
-
-    name: str
-    summary: str
-    programs: tuple[str, ...]
-    parameters: dict[str, Any]
-    reasons: dict[str, str]
-    advice: tuple[Advice, ...]
-
-
-_TYPES = get_type_hints(Parameters, include_extras=True)
+# A plain table: this module is imported by every launch, and a schema library takes longer to
+# import than all the rest.
+_VALUES: Mapping[str, Container[Any]] = {
+    "enable_listen_spawn": (0, 1, 2),
+    "enable_receive_flow_deliver": (0, 1),
+    "enable_fast_epoll": (0, 1),
+    "policy": ("local", "spread", "hash"),
+    "stall_us": range(100, 10_000_001),
+    "slack": range(1001),
+    "lean": ("auto", "off"),
+    "slots": range(257),
+}
 
 
 def checked(values: Mapping[str, Any], source: str, base: Parameters | None = None) -> Parameters:
@@ -137,22 +92,19 @@ def checked(values: Mapping[str, Any], source: str, base: Parameters | None = No
     Raises:
         UsageError: An unknown parameter or a value that is not allowed, with what is.
     """
-    good = {}
     for key, value in values.items():
-        if key not in _TYPES:
+        if key not in _VALUES:
             raise UsageError(
-                f"{source}: unknown parameter {key!r}", "", f"known are {', '.join(_TYPES)}"
+                f"{source}: unknown parameter {key!r}", "", f"known are {', '.join(_VALUES)}"
             )
-        try:
-            # `true` is no 1: TOML has both, and the 2014 parameters are numbers.
-            good[key] = msgspec.convert(value, _TYPES[key], strict=True)
-        except msgspec.ValidationError:
+        # `true` is no 1: TOML has both, and the 2014 parameters are numbers.
+        if type(value) is not type(getattr(Parameters, key)) or value not in _VALUES[key]:
             raise UsageError(
                 f"{source}: {key} = {_as_toml(value)} is not allowed",
                 "",
                 f"allowed: {ALLOWED[key]}",
-            ) from None
-    return msgspec.structs.replace(base or Parameters(), **good)
+            )
+    return replace(base or Parameters(), **values)
 
 
 def load_config(path: Path | None = None) -> Parameters:
@@ -167,43 +119,10 @@ def load_config(path: Path | None = None) -> Parameters:
     file = path or SYSTEM_CONFIG
     if path is None and not file.exists():
         return Parameters()
-    return checked(_read_toml(file), str(file))
+    return checked(read_toml(file), str(file))
 
 
-def profile_names() -> tuple[str, ...]:
-    """Return the names of the profiles in the package, sorted."""
-    return tuple(sorted(file.stem for file in _PROFILES.glob("*.toml")))
-
-
-def load_profile(name: str) -> Profile:
-    """Return a profile of the package.
-
-    Raises:
-        UsageError: There is no such profile; the message lists those that there are.
-    """
-    if name not in profile_names():  # also keeps a name from leading out of the folder
-        raise UsageError(f"unknown profile {name!r}", "", f"known are {', '.join(profile_names())}")
-    file = _PROFILES / f"{name}.toml"
-    form = msgspec.convert(_read_toml(file), _ProfileFile)
-    values = {key: choice.value for key, choice in form.parameters.items()}
-    checked(values, str(file))
-    return Profile(
-        name=name,
-        summary=form.summary,
-        programs=tuple(form.programs),
-        parameters=values,
-        reasons={key: choice.why for key, choice in form.parameters.items()},
-        advice=tuple(form.advice),
-    )
-
-
-def profile_for(program: str) -> Profile | None:
-    """Return the profile whose programs include a command's file name, if there is one."""
-    profiles = (load_profile(name) for name in profile_names())
-    return next((profile for profile in profiles if program in profile.programs), None)
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
     """Return a TOML file's content, or say what is wrong with it."""
     try:
         return tomllib.loads(file.read_text())

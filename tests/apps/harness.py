@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsocket
+from fastsocket.app.client import ask
 from fastsocket.native import native_file
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "listening",
     "namespace",
     "on_cpu",
+    "python_server",
     "say",
     "wait_until",
+    "who_serves",
 ]
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -154,10 +157,9 @@ class Application:
 
     Args:
         command: Its command line.
-        port: Where it is ready once that accepts; 0 for one that does not listen.
+        port: Where it listens once it is ready; 0 for one that does not.
         options: Of ``fastsocket run``.
         environment: Variables in addition to this process's.
-        host: Address to connect to.
         prefix: Words before the whole command line, such as ``setpriv --reuid nobody``.
         directory: Its working directory.
         pass_fds: Descriptors that it inherits.
@@ -171,7 +173,6 @@ class Application:
         accelerated: bool = True,
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        host: str = "127.0.0.1",
         prefix: Sequence[str] = (),
         directory: Path | None = None,
         pass_fds: Sequence[int] = (),
@@ -190,7 +191,7 @@ class Application:
             pass_fds=pass_fds,
             start_new_session=True,  # lighttpd ends by a signal to its whole process group
         )
-        self.pid, self.port, self.host = self.process.pid, port, host
+        self.pid, self.port = self.process.pid, port
         self._kernel: set[tuple[str, int]] = set()
         self._keeper = 0
         self.output = ""
@@ -203,11 +204,9 @@ class Application:
 
     def _ready(self) -> bool:
         assert self.process.poll() in (None, 0), self.process.communicate()[0]
-        with suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
-            return True
-        return False
+        return bool(listening(self.port))
 
-    def ask(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """Return the application's entry of ``fastsocket status --json``."""
         done = subprocess.run(
             fastsocket_command("status", "--json", str(self.pid)),
@@ -218,13 +217,19 @@ class Application:
         )
         assert done.returncode == 0, done.stderr
         (status,) = json.loads(done.stdout)["applications"]
-        self._keeper = status["keeper"]
-        self._kernel |= _kernel_objects(self._keeper)
+        return status
+
+    def ask(self) -> dict[str, Any] | None:
+        """Return the same from its keeper, which takes less time; None if that is not there."""
+        status = ask(self.pid)
+        if status:
+            self._keeper = status["keeper"]
+            self._kernel |= _kernel_objects(self._keeper)
         return status
 
     def slots(self, port: int = 0, state: str = "claimed") -> list[dict[str, Any]]:
         """Return the slots of the listener on `port` (its first where 0) that are `state`."""
-        for listener in self.ask()["listeners"]:
+        for listener in (self.ask() or {"listeners": []})["listeners"]:
             if listener["port"] == (port or self.port):
                 return [slot for slot in listener["slots"] if slot["state"] == state]
         return []
@@ -248,6 +253,12 @@ class Application:
         self.expect_nothing_left()
         return self.process.returncode
 
+    @staticmethod
+    def stop_worker(pid: int) -> None:
+        """Kill one of its processes."""
+        assert pid in _inhabitants()
+        os.kill(pid, signal.SIGKILL)
+
     def expect_nothing_left(self) -> None:
         """Wait for the keeper, its sockets and its BPF objects to go."""
         if self._keeper:
@@ -261,12 +272,15 @@ class Application:
     def __enter__(self) -> "Application":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind or self.process.poll() is None:
             self._kill()
 
     def _kill(self) -> None:
-        """End it for good and show what it said, for the report of a test that failed."""
+        """End it for good and show all about it, for the report of a test that failed."""
+        print(json.dumps(ask(self.pid)))
+        if self.port:
+            print(subprocess.getoutput(f"ss -Hltnpe sport = :{self.port}"))
         for pid in _inhabitants():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -296,3 +310,22 @@ def _exists(kind: str, number: int) -> bool:
         ["bpftool", kind, "show", "id", str(number)], capture_output=True, check=False
     )
     return done.returncode == 0
+
+
+def python_server(plan: Mapping[str, Any], port: int = 0, **options: Any) -> Application:
+    """Start ``programs/server.py``; its docstring says what a plan may hold."""
+    command = [sys.executable, PROGRAMS / "server.py", json.dumps(plan)]
+    if not port and "listen" in plan:
+        port = plan["listen"][0][1]
+    return Application(command, port, **options)
+
+
+def who_serves(
+    port: int, cpus: Sequence[int], connections: int = 10, host: str = "127.0.0.1"
+) -> dict[int, list[dict[str, Any]]]:
+    """Return what that server says to clients on each CPU: pid, cpu and options of each answer."""
+    said: dict[int, list[dict[str, Any]]] = {}
+    for cpu in cpus:
+        with on_cpu(cpu):
+            said[cpu] = [json.loads(say(port, b"?", host)) for _ in range(connections)]
+    return said

@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 
+from fastsocket.app.client import ask
 from fastsocket.native import native_file
 from tests.apps.harness import PROGRAMS, Application, say, wait_until
 
-__all__ = ["PORT", "REQUEST", "SERVERS", "get", "lean_state", "learn", "program", "segments"]
+__all__ = [
+    "PORT",
+    "REQUEST",
+    "SERVERS",
+    "get",
+    "lean_state",
+    "learn",
+    "pollers",
+    "program",
+    "segments",
+]
 
 PORT = 8080
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
@@ -51,11 +62,22 @@ def segments(act: Callable[[], object], count: int) -> float:
 
 def lean_state(app: Application, port: int = PORT) -> dict[str, Any]:
     """Return what the page says of the listener: means -> its entry."""
-    for listener in (app.ask() or {"listeners": []})["listeners"]:
-        if listener["port"] == port:
-            lean: dict[str, Any] = listener["lean"]
-            return lean
-    raise AssertionError(f"no listener on port {port}")
+    lean: dict[str, Any] = _listener(app, port)["lean"]
+    return lean
+
+
+def pollers(app: Application, port: int = PORT) -> set[int]:
+    """Return the processes that have a slot of the listener."""
+    return {slot["pid"] for slot in _listener(app, port)["slots"] if slot["state"] == "claimed"}
+
+
+def _listener(app: Application, port: int) -> dict[str, Any]:
+    """Ask the keeper itself, which is quick."""
+    status = ask(app.pid)
+    assert status, "no keeper"
+    (listener,) = (entry for entry in status["listeners"] if entry["port"] == port)
+    found: dict[str, Any] = listener
+    return found
 
 
 def learn(app: Application, act: Callable[[], object], means: tuple[str, ...]) -> None:

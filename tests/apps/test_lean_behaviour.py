@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.apps.harness import PROGRAMS, Application, namespace, wait_until
-from tests.apps.lean_tools import lean_state
+from tests.apps.lean_tools import lean_state, pollers
 
 pytestmark = pytest.mark.apps
 
@@ -88,19 +88,20 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 def renew(servers: Servers) -> None:
     """Let a new worker take over, of which nothing is known."""
-    before = {slot["pid"] for slot in servers.lean.slots()}
+    before = pollers(servers.lean, LEAN)
     talk(LEAN, [["exit"]])
     wait_until(
-        lambda: talk(LEAN, SHORT) and before.isdisjoint(s["pid"] for s in servers.lean.slots()),
+        lambda: talk(LEAN, SHORT) and before.isdisjoint(pollers(servers.lean, LEAN)),
         "a new worker",
     )
 
 
 def learn(servers: Servers) -> None:
-    """Make the means be on that a new worker's short connections allow."""
+    """Make all means be on; stock's worker is as new and as warm."""
     renew(servers)
+    talk(STOCK, [["exit"]])
     for _ in range(LEARNED):
-        assert text(talk(LEAN, SHORT)) == b"hello"
+        assert text(talk(STOCK, SHORT)) == text(talk(LEAN, SHORT)) == b"hello"
     state = lean_state(servers.lean, LEAN)
     assert [means["state"] for means in state.values()] == ["on"] * 3, state
 
@@ -219,10 +220,10 @@ def test_greeting_server(servers: Servers) -> None:
 
 def renew_greeting(servers: Servers) -> None:
     """As `renew`; the greeting comes before the worker's last words."""
-    before = {slot["pid"] for slot in servers.lean.slots()}
+    before = pollers(servers.lean, LEAN)
     talk(LEAN, [["exit"]])
     wait_until(
-        lambda: greeting_delay(LEAN) and before.isdisjoint(s["pid"] for s in servers.lean.slots()),
+        lambda: greeting_delay(LEAN) and before.isdisjoint(pollers(servers.lean, LEAN)),
         "a new worker",
     )
 

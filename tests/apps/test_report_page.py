@@ -98,7 +98,7 @@ def browser(profile: Path, *words: str) -> str:
         f"--user-data-dir={profile}",
     ]
     done = subprocess.run(
-        [CHROMIUM, *quiet, *words], capture_output=True, text=True, timeout=60, check=True
+        [CHROMIUM, *quiet, *words], capture_output=True, text=True, timeout=120, check=True
     )
     return done.stdout
 

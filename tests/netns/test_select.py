@@ -21,6 +21,7 @@ pytestmark = pytest.mark.netns
 
 CPUS = sorted(os.sched_getaffinity(0))
 GENERATION = 7
+WINDOW_SHIFT = 26  # of the program's window of load
 STALL_NS = Parameters().stall_us * 1000
 
 
@@ -154,6 +155,50 @@ def test_one_source_cpu_is_spread(group: Callable[..., Group]) -> None:
     assert second > len(clients) / 10
 
 
+def test_connections_that_last_are_spread_by_live_count(group: Callable[..., Group]) -> None:
+    two = group(2)
+    for _ in range(400):
+        two.entry.slot[two.connect(CPUS[0])].live += 1
+    live = [two.entry.slot[index].live for index in range(2)]
+    assert abs(live[0] - live[1]) <= 8
+    for index, left in ((0, 150), (1, 50)):  # half of them go, unevenly
+        two.entry.slot[index].live = left
+    time.sleep(3 * 2**WINDOW_SHIFT / 1e9)  # else they would not have lasted
+    for _ in range(200):
+        two.entry.slot[two.connect(CPUS[0])].live += 1
+    live = [two.entry.slot[index].live for index in range(2)]
+    assert abs(live[0] - live[1]) <= 8
+
+
+def test_a_few_live_connections_leave_short_ones_local(group: Callable[..., Group]) -> None:
+    two = group(2)
+    two.page.view.slack = 1000
+    slot = two.entry.slot[0]
+    slot.live, slot.epoch = 6, time.monotonic_ns() >> WINDOW_SHIFT
+    slot.window = 100
+    assert {two.connect(CPUS[0]) for _ in range(8)} == {0}
+
+
+def test_the_least_late_of_two_late_workers(group: Callable[..., Group]) -> None:
+    two = group(2)
+    now = time.monotonic_ns()
+    two.page.view.worker[0].busy_since = now - 50 * STALL_NS
+    two.page.view.worker[1].busy_since = now - 2 * STALL_NS
+    assert {two.connect(CPUS[0]) for _ in range(5)} == {1}
+
+
+def test_handshakes_that_never_end_are_forgotten(group: Callable[..., Group]) -> None:
+    two = group(2)
+    two.connect(CPUS[0])
+    two.entry.slot[0].assigned += 5
+    two.connect(CPUS[0])
+    time.sleep(2 * STALL_NS / 1e9)
+    assert two.connect(CPUS[0]) == 1, "slot 0 seems to accept nothing"
+    time.sleep(1.1)
+    assert two.connect(CPUS[0]) == 0
+    assert two.entry.slot[0].settled == 5
+
+
 def test_policies(group: Callable[..., Group]) -> None:
     two = group(2)
     two.page.view.policy = Policy.SPREAD
@@ -206,6 +251,7 @@ def test_migration_is_tried_by_doing() -> None:
 def test_a_closed_slots_queue_moves(group: Callable[..., Group]) -> None:
     two = group(2, Tier.MIGRATE)
     two.page.view.stall_ns = 10**12
+    two.entry.slot[1].live = 100  # so that all of them stay local
     with ExitStack() as stack:
         for _ in range(8):
             two.connect_unaccepted(CPUS[0], stack)

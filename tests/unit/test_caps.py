@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Privileges from recorded /proc files."""
 
+import resource
 from pathlib import Path
 
 import pytest
 
 from fastsocket.errors import MissingFeatureError
-from fastsocket.host.caps import Privileges, live_privileges, read_privileges, require_bpf
+from fastsocket.host.caps import (
+    Privileges,
+    ensure_files,
+    ensure_memlock,
+    live_privileges,
+    read_privileges,
+    require_bpf,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -64,3 +72,42 @@ def test_live() -> None:
     found = live_privileges()
     assert found.nofile[0] != 0
     assert found.nofile[1] == -1 or found.nofile[0] <= found.nofile[1]
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[int, int]]:
+    """Stand in for the kernel's limits, which a test could lower but not raise again."""
+    kept = {resource.RLIMIT_NOFILE: (256, 1024), resource.RLIMIT_MEMLOCK: (65536, 65536)}
+
+    def change(which: int, wanted: tuple[int, int]) -> None:
+        if resource.RLIM_INFINITY in wanted:
+            raise ValueError("not allowed to raise maximum limit")
+        kept[which] = wanted
+
+    monkeypatch.setattr(resource, "getrlimit", kept.__getitem__)
+    monkeypatch.setattr(resource, "setrlimit", change)
+    return kept
+
+
+@pytest.mark.parametrize(("count", "soft"), [(100, 256), (256, 256), (257, 257), (1024, 1024)])
+def test_files_within_the_hard_limit(limits: dict, count: int, soft: int) -> None:
+    ensure_files(count, "the keeper")
+    assert limits[resource.RLIMIT_NOFILE] == (soft, 1024)
+
+
+def test_files_beyond_the_hard_limit(limits: dict) -> None:
+    with pytest.raises(MissingFeatureError, match=r"needs 2000 open files; .* is 1024"):
+        ensure_files(2000, "the keeper")
+    assert limits[resource.RLIMIT_NOFILE] == (256, 1024)
+
+
+def test_unlimited_files_stay_unlimited(limits: dict) -> None:
+    limits[resource.RLIMIT_NOFILE] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    ensure_files(10**6, "the keeper")
+    assert limits[resource.RLIMIT_NOFILE][0] == resource.RLIM_INFINITY
+
+
+def test_memlock_that_cannot_be_lifted_is_reported(limits: dict) -> None:
+    assert not ensure_memlock()
+    limits[resource.RLIMIT_MEMLOCK] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    assert ensure_memlock()

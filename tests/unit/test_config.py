@@ -3,6 +3,7 @@
 
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsocket import config
-from fastsocket.config import ALLOWED, Parameters, checked, load_config, load_profile, profile_for
+from fastsocket.config import ALLOWED, Parameters, checked, load_config
 from fastsocket.errors import UsageError
+from fastsocket.profile import load_profile, profile_for, profile_names
 
 pytestmark = pytest.mark.unit
 
@@ -24,7 +26,7 @@ GOOD = {
     "stall_us": (100, 10_000_000),
     "slack": (0, 1000),
     "lean": ("auto", "off"),
-    "slots": (0, 1024),
+    "slots": (0, 256),
 }
 WRONG = {
     "enable_listen_spawn": (3, -1, True, "2", 1.0),
@@ -34,12 +36,12 @@ WRONG = {
     "stall_us": (99, 10_000_001, "100", 100.5),
     "slack": (-1, 1001),
     "lean": ("on", True),
-    "slots": (-1, 1025, [1]),
+    "slots": (-1, 257, [1]),
 }
 
 
 def test_every_parameter_is_documented_and_tested() -> None:
-    assert set(ALLOWED) == set(GOOD) == set(WRONG) == set(Parameters.__struct_fields__)
+    assert set(ALLOWED) == set(GOOD) == set(WRONG) == {field.name for field in fields(Parameters)}
 
 
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in GOOD.items() for v in vs])
@@ -57,7 +59,10 @@ def test_not_allowed(key: str, value: object) -> None:
     assert info.value.exit_code == 2
 
 
-@given(st.dictionaries(st.sampled_from(sorted(ALLOWED)), st.one_of(st.integers(), st.text())))
+WORDS = st.sampled_from(["local", "spread", "hash", "auto", "off", "", "1"])
+
+
+@given(st.dictionaries(st.sampled_from(sorted(ALLOWED)), st.integers() | WORDS))
 def test_whatever_is_accepted_survives_json(values: dict[str, object]) -> None:
     try:
         found = checked(values, "test")
@@ -96,7 +101,7 @@ def test_system_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"enable_listen_spawn = ", r"is not TOML; .*line 1"),
+        (b"enable_listen_spawn = ", "is not TOML; Invalid value"),
         (b"\xff\xfe", "is not TOML"),
         (b"enable_listen_spawm = 1", "unknown parameter 'enable_listen_spawm'; known are enable_"),
         (b"[server]\nslots = 1", "unknown parameter 'server'"),
@@ -117,10 +122,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_profiles_are_complete() -> None:
     names = "gunicorn granian haproxy lighttpd memcached nginx redis uvicorn"
-    assert set(config.profile_names()) == set(names.split())
+    assert set(profile_names()) == set(names.split())
 
 
-@pytest.mark.parametrize("name", config.profile_names())
+@pytest.mark.parametrize("name", profile_names())
 def test_profile(name: str) -> None:
     profile = load_profile(name)
     assert profile.parameters.keys() == profile.reasons.keys()
@@ -128,7 +133,6 @@ def test_profile(name: str) -> None:
     assert all(advice.setting and advice.why for advice in profile.advice)
     for program in profile.programs:
         assert profile_for(program) == profile
-    # What a profile decides must be more than the default repeated without a reason.
     checked(profile.parameters, name)
 
 

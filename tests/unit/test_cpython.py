@@ -36,8 +36,18 @@ def test_read() -> None:
     assert cpython.read(document) == {"a": P, "b": F, "c": F, "d": S}
 
 
+def test_a_failure_in_a_subtest_is_named_by_the_output_alone() -> None:
+    document = '<testsuite><testcase start="1"/><testcase name="test.test_x.C.test_b"/></testsuite>'
+    output = "ok\nFAIL: test_a (test.test_x.C.test_a) (number=3)\nTraceback\n"
+    assert cpython.read(document, output) == {
+        "test.test_x.C.test_a": F,
+        "test.test_x.C.test_b": P,
+    }
+
+
 def test_the_report_names_what_was_not_run() -> None:
     result = cpython.Comparison({"a": P, "b": P, "c": F}, {"b": "stock 5 passed"}, {})
     lines = result.text().splitlines()
-    assert lines[:2] == ["1 failed, 2 passed", "DIFFERENT b: stock 5 passed"]
-    assert len(lines) == 2 + len(cpython.DESELECTED)
+    told = ["1 failed, 2 passed", "DIFFERENT b: stock 5 passed", "failed on both sides c"]
+    assert lines[:3] == told
+    assert len(lines) == 3 + len(cpython.DESELECTED)

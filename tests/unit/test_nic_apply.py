@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from nic_fake import FakeHost
 
-from fastsocket.errors import ConflictError, FastsocketError
+from fastsocket.errors import ConflictError, FastsocketError, MissingFeatureError
 from fastsocket.nic.apply import Applied, apply
 from fastsocket.nic.changes import Plan, Request, Setting
 from fastsocket.nic.facts import HostFacts, load_facts
@@ -161,6 +161,14 @@ def test_a_refused_value_restores_everything(key: str, tg3: FakeHost, store: Sto
     assert "Operation not supported" in caught.value.why
     assert f"--skip {key.split(maxsplit=1)[0]}" in caught.value.todo
     assert tg3.values == before and store.load("eth0") is None
+
+
+def test_a_missing_right_has_its_own_exit_code(tg3: FakeHost, store: Store) -> None:
+    before = dict(tg3.values)
+    tg3.refuses["irq eth0 rx-2"] = errno.EROFS
+    with pytest.raises(MissingFeatureError, match="everything is as before"):
+        run(tg3, store)
+    assert tg3.values == before
 
 
 def test_a_rounded_value_restores_everything(tg3: FakeHost, store: Store) -> None:

@@ -95,7 +95,7 @@ def test_notes_interruption_and_call_sites_are_shown(tmp_path: Path) -> None:
     stopped = {**document("short"), "interrupted": True}
     section = result_sections(load_results(written(tmp_path, "short.json", stopped)))[0]
     assert "interrupted" in section.text[0]
-    assert section.text[1].startswith("The load generator shared")
+    assert section.text[1] == "The load generator shared the CPUs with the server."
     sites = section.tables[1]
     assert [row[0].text for row in sites.rows] == ["inet_csk_accept", "__inet_lookup_established"]
     assert [cell.text for cell in sites.rows[0]] == ["inet_csk_accept", "140", "0.400"]
@@ -123,6 +123,10 @@ def test_markdown_has_the_tables_of_the_page(tmp_path: Path) -> None:
     out = tmp_path / "evaluation.md"
     assert run(path, "--markdown", "-o", out).exit_code == 0
     assert out.read_text() == result.stdout
+    assert result.stdout.startswith("# Fastsocket: measured\n")
+    # Written again, it is known as a report and replaced.
+    assert run(path, "--markdown", "--title", "Anew", "-o", out).exit_code == 0
+    assert out.read_text().startswith("# Anew\n")
 
 
 def test_markdown_cells_cannot_break_their_table() -> None:
@@ -194,6 +198,14 @@ def test_output_folder_must_exist(tmp_path: Path) -> None:
     assert "there is no folder" in str(result.exception)
 
 
+@pytest.mark.parametrize("place", [Path("/dev/null"), Path("/tmp")])
+def test_devices_and_folders_are_never_replaced(tmp_path: Path, place: Path) -> None:
+    result = run(written(tmp_path, "good.json", document("short")), "-o", place)
+    assert isinstance(result.exception, UsageError)
+    assert "no regular file" in str(result.exception)
+    assert not place.is_file()
+
+
 @given(st.floats(1e-6, 1e12))
 def test_ticks_start_at_zero_reach_the_top_and_are_few(top: float) -> None:
     steps = chart_ticks(top)
@@ -211,12 +223,29 @@ def test_numbers_keep_the_digits_that_matter() -> None:
 
 
 def test_comparison_claims_nothing_that_the_interval_does_not_show() -> None:
-    assert compare("cps", 1.01, 1.2) == "better"
-    assert compare("cps", 0.8, 0.99) == "worse"
-    assert compare("p99_us", 0.8, 0.99) == "better"
-    assert compare("cps", 0.99, 1.2) == "no difference shown"
-    assert compare("kills", 2, 3) == ""
-    assert compare("cps", None, None) == ""
+    assert compare("cps", 1.01, 1.2, 6) == "better"
+    assert compare("cps", 0.8, 0.99, 6) == "worse"
+    assert compare("p99_us", 0.8, 0.99, 6) == "better"
+    assert compare("cps", 0.99, 1.2, 6) == "no difference shown"
+    assert compare("cps", 1.01, 1.2, 5) == "too few rounds for a claim"
+    assert compare("kills", 2, 3, 6) == ""
+    assert compare("cps", None, None, 6) == ""
+
+
+def test_two_rounds_claim_nothing_on_the_page(tmp_path: Path) -> None:
+    few = {**document("short"), "rounds": 2}
+    out = tmp_path / "out.html"
+    assert run(written(tmp_path, "short.json", few), "-o", out).exit_code == 0
+    page = out.read_text()
+    assert "too few rounds for a claim" in page
+    assert 'class="tone better"' not in page
+
+
+def test_rounds_are_counted_where_the_file_does_not_say(tmp_path: Path) -> None:
+    bare = document("short")
+    del bare["rounds"]
+    (result,) = load_results(written(tmp_path, "short.json", bare))
+    assert result.round_count() == 3
 
 
 def test_labels_of_lines_that_end_together_do_not_overlap() -> None:

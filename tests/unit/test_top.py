@@ -18,7 +18,7 @@ from fastsocket.errors import FastsocketError, UsageError
 from fastsocket.observe.lines import CELL, core_grid, slot_columns, sort_slots
 from fastsocket.observe.recording import Header, Recorder
 from fastsocket.observe.sample import Core, CoreUse, Listener, Sample, Slot, SlotUse, rates
-from fastsocket.observe.screen import Screen
+from fastsocket.observe.screen import LiveView
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +60,7 @@ class Samples:
         return next(self._samples, None)
 
 
-def lines(screen: Screen) -> list[str]:
+def lines(screen: LiveView) -> list[str]:
     """Return the text on the screen, by line, out of a screenshot."""
     rows: dict[int, dict[int, str]] = defaultdict(dict)
     pattern = r'<text class="[^"]*-r\d+" x="([\d.]+)"[^>]*-line-(\d+)\)">(.*?)</text>'
@@ -78,11 +78,11 @@ def shown(source: Samples, width: int, height: int, *keys: str, samples: int = 2
     """Run the view until it took `samples`, press keys, and return its text."""
 
     async def drive() -> list[str]:
-        # The pace is set by the test, through the timer's own method, not by the clock.
-        screen = Screen(source, 3600, "web1")
+        # The pace is set by the test, not by the clock.
+        screen = LiveView(source, 3600, "web1")
         async with screen.run_test(size=(width, height)) as pilot:
             for _ in range(samples - 1):
-                screen._tick()
+                screen.tick()
             await press(pilot, keys)
             return lines(screen)
 
@@ -120,12 +120,12 @@ def test_screen_is_as_it_was_looked_at(
 def test_keys_pause_sort_and_change_the_pace() -> None:
     async def drive() -> None:
         source = Samples(9)
-        screen = Screen(source, 1, "web1")
+        screen = LiveView(source, 1, "web1")
         async with screen.run_test(size=(80, 24)) as pilot:
-            screen._tick()
+            screen.tick()
             await press(pilot, ("p",))
             taken = source.taken
-            screen._tick()
+            screen.tick()
             assert source.taken == taken
             assert "paused" in lines(screen)[0]
             await press(pilot, ("s",))
@@ -139,7 +139,7 @@ def test_keys_pause_sort_and_change_the_pace() -> None:
             await press(pilot, ("+", "-"))
             assert "every 0.5 s" in lines(screen)[0]
             await press(pilot, ("p",))
-            screen._tick()
+            screen.tick()
             assert source.taken > taken
             await press(pilot, ("q",))
         assert screen.return_code == 0

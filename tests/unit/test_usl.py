@@ -85,14 +85,14 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     cores = np.repeat([1, 2, 4, 8, 16, 24], 4)
     truth = 1000 * cores / (1 + 0.03 * (cores - 1) + 0.001 * cores * (cores - 1))
     covered = 0
-    for seed in range(30):
+    for seed in range(20):
         noisy = truth * random.normal(1, 0.03, len(cores))
-        fit = judge(list(cores), list(noisy), resamples=100, seed=seed).fit
+        fit = judge(list(cores), list(noisy), resamples=80, seed=seed).fit
         assert fit is not None
         assert fit.coherency.low is not None
         assert fit.coherency.high is not None
         covered += fit.coherency.low <= 0.001 <= fit.coherency.high
-    assert covered >= 24
+    assert covered >= 16
 
 
 def test_a_line_never_peaks_and_has_no_contention() -> None:

@@ -3,7 +3,8 @@
 
 It owns the status page and the select programs, tells libfsocket.so where a listener stands in
 the page, notices when a worker dies, and goes when the application's last process goes. It
-holds none of the application's sockets: killing it takes nothing from connections or workers.
+holds none of the application's sockets, except those that the application itself was handed,
+as by systemd: killing it takes nothing from connections or workers.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from fastsocket.app.protocol import Op, Request, pack_reply
+from fastsocket.app.protocol import Join, Op, Request, pack_reply
 from fastsocket.bpf.libbpf import BpfError
 from fastsocket.host.journal import append
 from fastsocket.listen import layout
@@ -32,6 +33,7 @@ __all__ = ["Keeper", "become_keeper"]
 
 SO_PEERCRED_FORMAT = struct.Struct("=iII")
 SO_COOKIE = 57
+SO_DETACH_REUSEPORT_BPF = 68
 SYS_PIDFD_GETFD = 438  # the same on every architecture
 GRACE_S = 0.3  # for a new worker to take over what a dead one left
 LINGER_S = 0.05  # after the last known process: time for a child of its to register
@@ -54,6 +56,8 @@ class Keeper:
         self.tier = Tier.CLASSIC
         self.reasons: dict[str, str] = {}
         self._selectors: dict[int, Selector] = {}
+        self._members: dict[int, set[bytes]] = {}  # listener: cookies of sockets that joined
+        self._lent: list[socket.socket] = []  # what the application got from its own starter
         self._generation = 0
         self._watched: dict[int, int] = {}  # process: its pidfd
         self._events = selectors.DefaultSelector()
@@ -80,6 +84,16 @@ class Keeper:
             if self._due is not None and time.monotonic() >= self._due:
                 self._due = None
                 self._rescue()
+
+        for member in self._lent:
+            self._give_back(member)
+
+    @staticmethod
+    def _give_back(member: socket.socket) -> None:
+        """Undo what was done to a socket that outlives the application."""
+        with member, contextlib.suppress(OSError):
+            member.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
+            member.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
     def status(self) -> dict[str, Any]:
         """Return what `fastsocket status` shows of this application, ready for JSON."""
@@ -154,7 +168,7 @@ class Keeper:
                 self._reply(peer, json.dumps(self.status()).encode())
             case Op.JOIN if fds:
                 self._watch(pid)
-                self._join(peer, socket.socket(fileno=os.dup(fds[0])))
+                self._join(peer, pid, socket.socket(fileno=os.dup(fds[0])), Join(request.flags & 3))
             case Op.ADD if fds:
                 self._add(request, socket.socket(fileno=os.dup(fds[0])))
                 self._reply(peer, pack_reply())
@@ -183,17 +197,26 @@ class Keeper:
                 return False
         return False
 
-    def _join(self, peer: socket.socket, member: socket.socket) -> None:
+    def _join(self, peer: socket.socket, pid: int, member: socket.socket, how: Join) -> None:
         """Tell the place of a listening socket's address in the page, making one if need be."""
         with member:
             family, name = member.family, member.getsockname()
             address = socket.inet_pton(family, name[0].partition("%")[0]).ljust(16, b"\0")
-            index = self._place(family, address, name[1])
+            cookie = member.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+            index = self._place(family, address, name[1], cookie, Join.LATE in how)
+            self._members[index].add(cookie)
+            if how == Join.LATE | Join.INHERITED and pid == self.pid:
+                self._lent.append(member.dup())
             data = pack_reply(0, index, self.page.view.listener[index].tier)
             socket.send_fds(peer, [data], [self.page.fd])
 
-    def _place(self, family: int, address: bytes, port: int) -> int:
-        """Return the entry of that address; a new one where there is none that is in use."""
+    def _place(self, family: int, address: bytes, port: int, cookie: bytes, late: bool) -> int:
+        """Return the entry of that address; a new one where there is none that is in use.
+
+        An entry that nobody claimed may be in use all the same, by workers that are about to:
+        only a socket that was bound without SO_REUSEPORT (`late`), hence when the earlier ones
+        were closed, starts it afresh.
+        """
         same, free, idle = None, None, None
         for index in range(layout.MAX_LISTENERS - 1):  # the last one is for probes
             entry = self.page.view.listener[index]
@@ -205,7 +228,9 @@ class Keeper:
                 same = index
             elif not entry.claimed:
                 idle = index
-        if same is not None and self.page.view.listener[same].claimed:
+        if same is not None and (
+            not late or cookie in self._members[same] or self.page.view.listener[same].claimed
+        ):
             return same
         for place in (same, free, idle):
             if place is not None:
@@ -220,6 +245,7 @@ class Keeper:
         if stale:
             stale.close()
         ctypes.memset(ctypes.addressof(entry), 0, ctypes.sizeof(entry))
+        self._members[index] = set()
         self._generation += 1
         entry.tier, entry.family, entry.port = self.tier, family, port
         entry.address[:] = address
@@ -258,13 +284,19 @@ class Keeper:
         self._events.unregister(fd)
         os.close(fd)
         self.page.forget({pid})
+        self._sweep()
+        # A classic program does not look at a slot's state, so it must be changed at once.
+        self._due = time.monotonic() + (0 if self.tier == Tier.CLASSIC else GRACE_S)
+
+    def _sweep(self) -> None:
+        """Give up the slots of dead workers; a listener whose lock is held comes later."""
         for index in range(layout.MAX_LISTENERS):
             if self.page.view.listener[index].claimed:
                 self._native.fsocket_sweep(self._view, index)
-        self._due = time.monotonic() + GRACE_S
 
     def _rescue(self) -> None:
         """Hand over the queues that dead workers left and that nobody came for."""
+        self._sweep()
         for index in range(layout.MAX_LISTENERS):
             entry = self.page.view.listener[index]
             for number in range(min(entry.slots, layout.MAX_SLOTS)):
@@ -272,7 +304,8 @@ class Keeper:
                 if slot.state == SlotState.ORPHAN and slot.published:
                     fd = self._borrow(slot.fd, slot.cookie)
                     if fd >= 0:
-                        self._native.fsocket_hand_over(self._view, index, number, fd)
+                        if not self._native.fsocket_hand_over(self._view, index, number, fd):
+                            self._due = time.monotonic() + GRACE_S
                         os.close(fd)
 
     def _borrow(self, number: int, cookie: int) -> int:

@@ -45,12 +45,26 @@ def _start_keeper(page: StatusPage, command: Sequence[str]) -> str:
     elif os.fork():
         os._exit(0)
     else:
+        _keep_only({server.fileno(), page.fd})
+        os.environ["FASTSOCKET_LISTEN_SPAWN"] = "0"  # the keeper's own use of the library
         # Imported here, so that the application does not wait for it.
         from fastsocket.app.keeper import Keeper, become_keeper
 
         become_keeper(Keeper(page, server, pid, list(command)))
     server.close()
     return name
+
+
+def _keep_only(wanted: set[int]) -> None:
+    """Close what the keeper inherited, such as the listeners of a socket-activated service.
+
+    Held by the keeper they would keep their ports taken after the application closed them.
+    """
+    first = 3
+    for fd in sorted(wanted):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _environment(library: Path, parameters: Parameters) -> dict[str, str]:

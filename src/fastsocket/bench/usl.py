@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares, nnls  # type: ignore[import-untyped]
+from scipy.optimize import least_squares, nnls
 
 from fastsocket.bench.law import Fit, Interval, Verdict
 from fastsocket.errors import FastsocketError

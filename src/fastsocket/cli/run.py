@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from fastsocket.app.launcher import launch
-from fastsocket.config import checked, load_profile
+from fastsocket.config import checked
 from fastsocket.errors import UsageError
 from fastsocket.host.params import host_parameters
 
@@ -40,6 +40,8 @@ def command(
         raise UsageError("no command given", todo="try 'fastsocket run -- nginx'")
     parameters = host_parameters(config)
     if profile is not None:
+        from fastsocket.profile import load_profile  # its schema library is slow to import
+
         parameters = checked(load_profile(profile).parameters, f"profile {profile}", parameters)
     flags: dict[str, Any] = {}
     if listen_spawn is not None:

@@ -105,7 +105,8 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
         console.print("    one worker polls it: nothing to spread")
     _show_lean(console, listener["lean"])
     if listener["unslotted"]:
-        console.print(f"    {listener['unslotted']} workers share a socket, no slot was free")
+        reason = f"{listener['unslotted']} workers share a socket: {listener['reason']}"
+        console.print(f"    {reason}", markup=False)
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for name in ("slot", "pid", "cpu", "state", "accepted", "from other CPUs", "live", "waiting"):
         table.add_column(name, justify="right")

@@ -39,13 +39,13 @@ def command(interval: str, replay: Path | None, *, as_json: bool) -> None:
     if not sys.stdout.isatty() or not sys.stdin.isatty():
         raise UsageError("top needs a terminal", "its input or output is none", "use 'top --json'")
     try:
-        from fastsocket.observe.screen import Screen
+        from fastsocket.observe.screen import LiveView
     except ImportError as error:
         raise MissingFeatureError(
             "the live view cannot be shown", str(error), "pip install 'fastsocket[top]'"
         ) from error
     name = "this host" if replay is None else replay.name
-    Screen(source, every, name).run()
+    LiveView(source, every, name).run()
 
 
 def _print_once(source: Source, every: float) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from fastsocket.errors import MissingFeatureError
 
-__all__ = ["CAPABILITIES", "Privileges", "live_privileges", "read_privileges", "require_bpf"]
+__all__ = [
+    "CAPABILITIES",
+    "Privileges",
+    "ensure_files",
+    "ensure_memlock",
+    "live_privileges",
+    "read_privileges",
+    "require_bpf",
+]
 
 # Bit numbers of include/uapi/linux/capability.h. CAP_PERFMON came with 5.8 (980737282232), CAP_BPF
 # too (a17b53c4a4b5); CAP_SYS_ADMIN implies both.
@@ -108,3 +116,41 @@ def require_bpf(privileges: Privileges, purpose: str) -> None:
         "this process has not got it",
         "run it as root, or grant the capabilities (systemd: AmbientCapabilities=)",
     )
+
+
+def ensure_files(count: int, purpose: str) -> None:
+    """Let this process open `count` files, by raising its soft limit where the hard one allows.
+
+    What it executes later inherits the limit: a launcher must not call this for its command.
+
+    Raises:
+        MissingFeatureError: The hard limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise MissingFeatureError(
+            f"{purpose} needs {count} open files",
+            f"the hard limit is {hard}",
+            f"ulimit -Hn {count} as root, or LimitNOFILE={count} in the systemd unit",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def ensure_memlock() -> bool:
+    """Lift the limit of locked memory, which BPF maps are charged to on older kernels.
+
+    Since Linux v5.11 a memory cgroup is charged instead, and the limit means nothing to BPF; asking
+    for it there does no harm.
+
+    Returns:
+        Whether there is no limit now. Where there is one, a map that fails with EPERM despite
+        CAP_BPF has run into it.
+    """
+    try:
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+    except (ValueError, PermissionError):  # without CAP_SYS_RESOURCE
+        return resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    return True

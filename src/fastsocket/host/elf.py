@@ -9,7 +9,6 @@ variable unset. Sources: elf(5), ld.so(8), execve(2), Linux fs/binfmt_script.c.
 """
 
 import os
-import shutil
 import stat
 import struct
 from dataclasses import dataclass
@@ -86,21 +85,14 @@ def resolve(command: str, path: str | None = None) -> Path:
         NotExecutableError: It is a folder, or lacks the permission to execute.
     """
     search = os.environ.get("PATH", os.defpath) if path is None else path
-    found = None if "/" in command or not command else shutil.which(command, path=search)
-    if found:
-        return Path(found)
     folders = [""] if "/" in command else search.split(os.pathsep) if command else []
-    for folder in folders:
-        candidate = Path(folder or ".", command)
-        if not candidate.exists():
-            continue
-        if candidate.is_dir():
-            raise NotExecutableError(f"{command}: is a folder", "", "name the program inside it")
-        if os.access(candidate, os.X_OK):
+    present = [path for path in (Path(folder, command) for folder in folders) if path.exists()]
+    for candidate in present:
+        if not candidate.is_dir() and os.access(candidate, os.X_OK):
             return candidate
-        raise NotExecutableError(
-            f"{command}: permission denied", f"{candidate} is not executable", "chmod +x it"
-        )
+    if present:
+        why = f"{present[0]} is {'a folder' if present[0].is_dir() else 'not executable'}"
+        raise NotExecutableError(f"{command}: permission denied", why, "name a program")
     where = "there is no such file" if "/" in command else f"not in PATH ({search})"
     raise CommandNotFoundError(f"{command}: command not found", where, "check the name")
 

@@ -7,13 +7,11 @@ where it is preloaded by hand. The file is only believed where nobody but root c
 """
 
 import contextlib
+import json
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from fastsocket.config import Parameters, checked, load_config
 from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
@@ -55,8 +53,10 @@ def loaded(folder: Path = HOST_DIR) -> Parameters | None:
                 "run 'fastsocket unload', then load again",
             )
         try:
-            values = msgspec.json.decode(file.read(), type=dict[str, Any])
-        except msgspec.DecodeError as error:
+            values = json.loads(file.read())
+            if not isinstance(values, dict):
+                raise ValueError("it is not one JSON object")
+        except (ValueError, TypeError) as error:
             raise ConflictError(
                 f"{path} is damaged", str(error), "run 'fastsocket unload', then load again"
             ) from None
@@ -96,7 +96,7 @@ def load(parameters: Parameters, folder: Path = HOST_DIR, dry_run: bool = False)
     why = "applications started from now on take their parameters here"
     changes.append(Change(verb, str(path), why))
     if not dry_run:
-        text = msgspec.json.format(msgspec.json.encode(parameters)).decode()
+        text = json.dumps(asdict(parameters), indent=2)
         write_atomically(private_dir(folder) / _NAME, text + "\n")
         for line in log_lines(parameters):
             journal.append(line, folder)

@@ -50,10 +50,26 @@ def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield first, second
 
 
+def _connect(server: socket.socket) -> socket.socket:
+    """Connect to a listener.
+
+    Not by socket.create_connection: that imports the codec for host names when it is first called,
+    which a child that has given up its user may no longer be able to read.
+    """
+    client = socket.socket()
+    client.settimeout(_WAIT)
+    try:
+        client.connect(server.getsockname())
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
 def _all_reach(chosen: socket.socket) -> bool:
     """Say whether all of several connections land on one listener of its group."""
     for _ in range(_ROUNDS):
-        with socket.create_connection(chosen.getsockname(), _WAIT):
+        with _connect(chosen):
             if not select.select([chosen], [], [], _WAIT)[0]:
                 return False
             chosen.accept()[0].close()
@@ -175,7 +191,7 @@ def reuseport_migration() -> Feature:
         _pair() as (first, second),
         _selecting(first, second, migrate=True),
         select.epoll() as epoll,
-        socket.create_connection(second.getsockname(), _WAIT),
+        _connect(second),
     ):
         if not select.select([first], [], [], _WAIT)[0]:
             return Feature(name, State.MISSING, "the program did not choose the listener")

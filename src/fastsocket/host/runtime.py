@@ -9,7 +9,6 @@ put it there.
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def runtime_dir(uid: int | None = None, environ: Mapping[str, str] = os.environ)
     base = environ.get("XDG_RUNTIME_DIR", "")
     if base.startswith("/") and Path(base).is_dir():
         return Path(base) / "fastsocket"
-    return Path(tempfile.gettempdir()) / f"fastsocket-{uid}"
+    return Path(f"/tmp/fastsocket-{uid}")
 
 
 def private_dir(path: Path) -> Path:
@@ -67,12 +66,13 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: It cannot be written; the old file is as it was.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w") as file:
-            os.fchmod(handle, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with os.fdopen(os.open(aside, flags, 0o600), "w") as file:
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask: every user reads it
             file.write(text)
-        Path(name).rename(path)
+        aside.rename(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise

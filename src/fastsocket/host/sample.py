@@ -130,13 +130,13 @@ def load_between(before: Counters, after: Counters, seconds: float) -> Load:
     """Return the load between two readings that lie some seconds apart."""
     cpu = {key: after.cpu[key] - before.cpu[key] for key in _STAT}
     tcp = {key: after.tcp.get(key, 0) - value for key, value in before.tcp.items()}
-    total = sum(cpu.values()) or 1
+    total = sum(cpu.values())
     busy = total - cpu["idle"] - cpu["iowait"]
     opened = tcp["PassiveOpens"] + tcp["ActiveOpens"]
     segments = tcp["InSegs"] + tcp["OutSegs"]
     return Load(
         seconds=seconds,
-        busy=busy / total,
+        busy=busy / total if total > 0 else 0.0,
         softirq=cpu["softirq"] / busy if busy > 0 else 0.0,
         system=cpu["system"] / busy if busy > 0 else 0.0,
         connections=opened / seconds,

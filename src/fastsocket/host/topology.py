@@ -6,16 +6,16 @@ Documentation/ABI/stable/sysfs-devices-system-cpu of the kernel.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import msgspec
 
 from fastsocket.host.cpulist import parse_list
 
 __all__ = ["Cpu", "Topology", "order_physical_first", "read_topology"]
 
 
-class Cpu(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Cpu:
     """One logical CPU. Unknown numbers are -1: the kernel tells nothing about offline CPUs."""
 
     id: int
@@ -38,11 +38,12 @@ class Cpu(msgspec.Struct, frozen=True):
         return self.online and not self.isolated
 
 
-class Topology(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Topology:
     """All present CPUs by ascending number, and the distances between NUMA nodes."""
 
     cpus: tuple[Cpu, ...]
-    distances: dict[int, tuple[int, ...]] = {}
+    distances: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Per node, the distance to each node in the order of the sorted node numbers (10 = local)."""
 
     @property

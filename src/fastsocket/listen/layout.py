@@ -119,7 +119,7 @@ class Slot(ctypes.Structure):
         ("published", c_uint32),
         ("own", c_uint32),
         ("fd", c_uint32),
-        ("pad1", c_uint32 * 2),
+        ("settled", c_uint64),
         ("assigned", c_uint64),
         ("spilled", c_uint64),
         ("seen_accepted", c_uint64),
@@ -128,7 +128,9 @@ class Slot(ctypes.Structure):
         ("window", c_uint32),
         ("quota", c_uint32),
         ("help", c_uint32),
-        ("pad2", c_uint32 * 3),
+        ("before", c_uint32),
+        ("left_in", c_uint32),
+        ("pad2", c_uint32),
     )
 
 
@@ -172,7 +174,7 @@ class Listener(ctypes.Structure):
         ("reason", c_uint32),
         ("help", c_uint32),
         ("backlog", c_uint32),
-        ("pad0", c_uint32),
+        ("by_live", c_uint32),
         ("stolen", c_uint32),
         ("late_cookie", c_uint64),
         ("passed", c_uint64),

@@ -93,8 +93,9 @@ class StatusPage:
 def snapshot(page: Page) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
-    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``, ``stolen``,
-    ``lean`` and ``slots``. Of each lean means, ``state`` is "off", "learning", "on", "dropped" or
+    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``
+    (workers that got no slot), ``reason`` (why the last one did not), ``stolen``, ``lean`` and
+    ``slots``. Of each lean means, ``state`` is "off", "learning", "on", "dropped" or
     "own" (of the application), ``proof`` the connections in a row that speak for it, ``need`` how
     many it takes (None: not again), ``drops`` how often it was dropped, and ``why`` what last
     spoke against it. A slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none),
@@ -115,6 +116,7 @@ def snapshot(page: Page) -> list[dict[str, Any]]:
                 "tier": _name(Tier, entry.tier),
                 "passed": entry.passed,
                 "unslotted": entry.unslotted,
+                "reason": os.strerror(entry.reason) if entry.reason else "",
                 "stolen": entry.stolen,
                 "lean": _lean(entry.lean) if page.lean else _LEAN_OFF,
                 "slots": [

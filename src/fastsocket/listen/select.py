@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The select program: one instance per listener, attached to its reuseport group."""
 
+import errno
 import select as poller
 import socket
 import struct
 from typing import Self
 
 from fastsocket.bpf.libbpf import BpfError, BpfObject, Map
-from fastsocket.listen.layout import Tier
+from fastsocket.listen.layout import MAX_SLOTS, Tier
 from fastsocket.native import native_file
 
 __all__ = ["Selector", "migration_works"]
 
 # include/uapi/asm-generic/socket.h
 SO_ATTACH_REUSEPORT_EBPF = 52
+SO_COOKIE = 57
 _PROGRAMS = {Tier.SELECT: "fs_select", Tier.MIGRATE: "fs_migrate"}
 
 
@@ -48,7 +50,22 @@ class Selector:
             BpfError: The map refused it.
         """
         member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, self._program.fd)
-        self._sockets.update(struct.pack("=I", slot), struct.pack("=Q", member.fileno()))
+        key, value = struct.pack("=I", slot), struct.pack("=Q", member.fileno())
+        try:
+            self._sockets.update(key, value)
+        except BpfError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            self._forget(member)
+            self._sockets.update(key, value)
+
+    def _forget(self, member: socket.socket) -> None:
+        """Take the socket out of the map: a worker that was killed in its claim left it there."""
+        cookie = member.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+        for number in range(MAX_SLOTS):
+            key = struct.pack("=I", number)
+            if self._sockets.lookup(key) == cookie:
+                self._sockets.delete(key)
 
     def close(self) -> None:
         """Let go; the kernel keeps the program while the group has sockets."""

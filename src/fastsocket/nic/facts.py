@@ -127,7 +127,7 @@ class Netfilter(msgspec.Struct, frozen=True):
     """What of netfilter every packet of this namespace passes."""
 
     conntrack: bool = False
-    """Connections are being tracked (the count is not zero or a ruleset asks for it)."""
+    """Connections are being tracked: their number is not zero."""
     connections: int = 0
     tables: tuple[str, ...] = ()
     """nftables and legacy iptables tables that are loaded, such as "inet filter"."""

@@ -21,18 +21,21 @@ _TIMEOUT_S = 10
 
 
 def _nft(*arguments: str, text: str | None = None) -> str | None:
-    """Run nft; None where the command is missing or refuses."""
+    """Run nft; None where the command is missing, refuses or hangs."""
     command = shutil.which("nft")
     if command is None:
         return None
-    result = subprocess.run(
-        [command, *arguments],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            [command, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return result.stdout if result.returncode == 0 else None
 
 
@@ -48,7 +51,7 @@ def read_netfilter(root: Path = Path("/")) -> Netfilter:
         tables.extend(f"{family} {table} (legacy)" for table in legacy)
     connections = int(_text(root / "proc/sys/net/netfilter/nf_conntrack_count") or 0)
     return Netfilter(
-        conntrack=connections > 0 or "conntrack" in (_nft("list", "hooks") or ""),
+        conntrack=connections > 0,
         connections=connections,
         tables=tuple(tables),
         notrack_ports=_notrack_ports(),

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Brings settings back to recorded values; the half that rollback and undo share."""
 
+import errno
 from collections.abc import Callable, Mapping
 
 import msgspec
 
-from fastsocket.errors import FastsocketError
+from fastsocket.errors import FastsocketError, MissingFeatureError
 from fastsocket.nic.changes import ORDER, RESETTING, Setting
 from fastsocket.nic.journal import Journal
 from fastsocket.nic.live import Host
@@ -24,6 +25,7 @@ def silent(setting: Setting, value: str) -> None:
 # the flow rules name, and resetting them makes the card forget those): what fails or is lost in
 # the first pass is right after the second.
 _PASSES = 2
+_DENIED = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
 
 
 class Outcome(msgspec.Struct):
@@ -42,6 +44,7 @@ def write_checked(host: Host, setting: Setting, value: str) -> None:
     """Write a setting and read it back.
 
     Raises:
+        MissingFeatureError: A privilege is missing, or the file is read-only.
         FastsocketError: The host refused the value, or made another one of it.
     """
     try:
@@ -51,7 +54,9 @@ def write_checked(host: Host, setting: Setting, value: str) -> None:
             host.settle(setting.interface, carrier=carrier)
     except (OSError, KeyError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not there any more"
-        raise FastsocketError(
+        denied = isinstance(error, OSError) and error.errno in _DENIED
+        kind = MissingFeatureError if denied else FastsocketError
+        raise kind(
             f"{setting.what} cannot be set to {value or 'nothing'}",
             str(reason),
             f"leave it out with '--skip {setting.kind}'",

@@ -21,13 +21,13 @@ from fastsocket.observe.lines import (
 )
 from fastsocket.observe.sample import Rates, Sample, Source, rates
 
-__all__ = ["Screen"]
+__all__ = ["LiveView"]
 
 _FASTEST, _SLOWEST = 0.25, 16.0
 _NOBODY = "No accelerated application runs here: start one with 'fastsocket run -- COMMAND'."
 
 
-class Screen(App[None]):
+class LiveView(App[None]):
     """Shows a source of samples.
 
     Args:
@@ -104,10 +104,11 @@ class Screen(App[None]):
     def _set_pace(self) -> None:
         if self._pace is not None:
             self._pace.stop()
-        self._pace = self.set_interval(self._interval, self._tick)
+        self._pace = self.set_interval(self._interval, self.tick)
         self._show()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Take the next sample, unless the view is paused or its recording has ended."""
         if not self._paused and not self._ended:
             self._sample()
 

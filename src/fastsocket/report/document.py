@@ -14,12 +14,12 @@ from fastsocket.report.tables import markdown
 __all__ = ["MARKDOWN_MARKER", "check_writable", "render_markdown", "write_aside"]
 
 MARKDOWN_MARKER = "<!-- fastsocket report -->"
-"""How every Markdown report begins."""
+"""How every Markdown report ends; it begins with its title, as a document does."""
 
 
 def render_markdown(title: str, sections: Sequence[Section]) -> str:
     """Return the same tables, headlines and hosts as the page has, for documentation."""
-    parts = [f"{MARKDOWN_MARKER}\n# {title}\n"]
+    parts = [f"# {title}\n"]
     for section in sections:
         parts.append(f"## {section.title}\n")
         parts += [f"{text}\n" for text in section.text]
@@ -28,7 +28,7 @@ def render_markdown(title: str, sections: Sequence[Section]) -> str:
             parts += [f"{table.caption}\n", markdown(table)]
         if section.facts:
             parts.append("".join(f"- {name}: {value}\n" for name, value in section.facts))
-    return "\n".join(parts)
+    return "\n".join([*parts, f"{MARKDOWN_MARKER}\n"])
 
 
 def check_writable(path: Path) -> None:
@@ -36,18 +36,19 @@ def check_writable(path: Path) -> None:
 
     Raises:
         ConflictError: There is a file that `fastsocket report` did not write.
-        UsageError: Its folder does not exist, or it is a folder itself.
+        UsageError: Its folder does not exist, or it is a folder or a device.
     """
     if not path.parent.is_dir():
         raise UsageError(
             f"cannot write {path}", f"there is no folder {path.parent}", "make it first"
         )
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}", "it is a folder", "name a file in it")
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:
-            start = file.read(len(MARKER.encode()))
-        if not start.startswith((MARKER.encode(), MARKDOWN_MARKER.encode())):
+    if path.exists() and not path.is_file():
+        # A page is renamed into its place: a device such as /dev/null would be gone.
+        raise UsageError(f"cannot write {path}", "it is no regular file", "name a file with -o")
+    if path.exists():
+        content = path.read_bytes().strip()
+        page = content.startswith(MARKER.encode())
+        if content and not page and not content.endswith(MARKDOWN_MARKER.encode()):
             raise ConflictError(
                 f"{path} is left as it is", "it is not a report", "choose another name with -o"
             )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 __all__ = [
     "HEADLINES",
+    "MIN_ROUNDS",
     "SCENARIOS",
     "MetricText",
     "compare",
@@ -24,6 +25,10 @@ class MetricText(NamedTuple):
     better: int
 
 
+MIN_ROUNDS = 6
+"""Fewest rounds for a claim: n rounds lie on one side of the true median by chance with probability
+2^(1-n), which is below 5 % from six on."""
+
 _METRICS = {
     "cps": MetricText("Connections per second", 1),
     "rps": MetricText("Requests per second", 1),
@@ -32,6 +37,7 @@ _METRICS = {
     "resched_ipis_per_1k": MetricText("Reschedule interrupts per 1,000 connections", -1),
     "local_percent": MetricText("Connections served on the CPU that received them", 1),
     "active_local_percent": MetricText("Backend packets on the CPU that opened the connection", 1),
+    "worker_cv_renewed": MetricText("Spread over workers, half of them renewed", -1),
     "segments_per_conn": MetricText("TCP segments per connection, both ends", -1),
     "worker_cv": MetricText("Spread over workers (deviation / mean)", -1),
     "p50_us": MetricText("Latency, median", -1),
@@ -40,6 +46,8 @@ _METRICS = {
     "p99_us_calm": MetricText("Latency, 99th percentile, no worker stalled", -1),
     "errors": MetricText("Errors that the client saw", -1),
     "lost": MetricText("Connections lost", -1),
+    "accepted_lost": MetricText("Lost after a worker had accepted them", -1),
+    "queued_lost": MetricText("Lost in a queue", -1),
     "completed": MetricText("Connections completed", 1),
     "kills": MetricText("Workers killed", 0),
     "reloads": MetricText("Reloads", 0),
@@ -72,7 +80,7 @@ HEADLINES = {
 
 def metric_text(name: str) -> MetricText:
     """Return a metric's text; one that is not known yet is shown under its own name."""
-    return _METRICS.get(name) or MetricText(name.replace("_", " "), 0)
+    return _METRICS.get(name) or MetricText(name.replace("_", " ").capitalize(), 0)
 
 
 def number(value: float | None) -> str:
@@ -108,11 +116,20 @@ def interval(low: float | None, high: float | None, write: Callable[[float], str
     return f"[{write(low)}–{write(high)}]"
 
 
-def compare(name: str, low: float | None, high: float | None) -> str:
-    """Say what a ratio's interval shows: "better", "worse", "no difference shown", or nothing."""
+def compare(name: str, low: float | None, high: float | None, rounds: int) -> str:
+    """Say what a ratio's interval shows: "better", "worse", "no difference shown", or nothing.
+
+    Args:
+        name: The metric.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        rounds: Rounds behind it; with fewer than `MIN_ROUNDS` nothing is claimed.
+    """
     better = metric_text(name).better
     if low is None or high is None or not better:
         return ""
     if low <= 1 <= high:
         return "no difference shown"
+    if rounds < MIN_ROUNDS:
+        return "too few rounds for a claim"
     return "better" if (low > 1) == (better > 0) else "worse"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from fastsocket.report.markup import Element, el, serialize
+from fastsocket.report.metrics import MIN_ROUNDS
 from fastsocket.report.sections import Section
 from fastsocket.report.tables import Cell, Table
 
@@ -16,7 +17,8 @@ MARKER = "<!doctype html><!-- fastsocket report -->"
 _NOTE = (
     "Figures are medians of the rounds; brackets hold the 95 % bootstrap interval. Modes take "
     "turns in random order within each round, and ratios are taken round by round. “Better” and "
-    "“worse” are said only where the whole interval lies on one side of 1."
+    f"“worse” are said only of at least {MIN_ROUNDS} rounds, and where the whole interval lies on "
+    "one side of 1."
 )
 
 

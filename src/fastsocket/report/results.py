@@ -98,6 +98,13 @@ class Result(msgspec.Struct, frozen=True):
     usl: dict[str, Verdict] = {}
     per_core: dict[str, list[Core]] = {}
 
+    def round_count(self) -> int:
+        """Return the complete rounds: as the file says, else as many as a metric has samples."""
+        modes = [self.modes, *(point.modes for point in self.points)]
+        metrics = [metric for mode in modes for found in mode.values() for metric in found.values()]
+        counted = max((len(metric.samples) for metric in metrics), default=0)
+        return counted if self.rounds is None else self.rounds
+
 
 def load_results(path: Path) -> list[Result]:
     """Read a result file: one result, or `{"results": [...]}` with several.

@@ -105,7 +105,10 @@ def _facts(result: Result, host: Sequence[tuple[str, str]]) -> list[tuple[str, s
 def _text(result: Result) -> list[str]:
     """Return what must be said before the figures."""
     stopped = "This run was interrupted: the figures are those of its complete rounds."
-    return [*([stopped] if result.interrupted else []), *result.notes]
+    return [
+        *([stopped] if result.interrupted else []),
+        *(f"{note[:1].upper()}{note[1:]}." for note in result.notes),
+    ]
 
 
 def _metric_section(key: str, result: Result, host: Sequence[tuple[str, str]]) -> Section:
@@ -114,7 +117,7 @@ def _metric_section(key: str, result: Result, host: Sequence[tuple[str, str]]) -
         *_core_charts(result.per_core, result.host.cpus),
     ]
     tables = [metric_table(result)]
-    if result.call_sites:
+    if any(result.call_sites.values()):
         tables.append(call_site_table(result.call_sites))
     return Section(
         key,
@@ -132,7 +135,7 @@ def _cards(result: Result) -> list[tuple[str, str, str]]:
     name = HEADLINES.get(result.scenario, "")
     found = result.ratios.get("fastsocket/stock", {}).get(name)
     if found is not None and found.median is not None:
-        return [_ratio_card(heading(result), name, found, "Fastsocket over stock")]
+        return [_ratio_card(result, name, found, "Fastsocket over stock")]
     figures = {
         mode: number(metric.median)
         for mode in mode_order(result.modes)
@@ -146,12 +149,12 @@ def _cards(result: Result) -> list[tuple[str, str, str]]:
     return [(heading(result), figures[mode], note)]
 
 
-def _ratio_card(title: str, name: str, found: Ratio, pair: str) -> tuple[str, str, str]:
+def _ratio_card(result: Result, name: str, found: Ratio, pair: str) -> tuple[str, str, str]:
     """Return a headline with a ratio, its interval, and what the interval shows."""
-    shown = compare(name, found.low, found.high)
+    shown = compare(name, found.low, found.high, result.round_count())
     range_ = interval(found.low, found.high, ratio_digits)
     note = f"{metric_text(name).label}, {pair} {range_}".strip()
-    return title, ratio(found.median), f"{note}: {shown}" if shown else note
+    return heading(result), ratio(found.median), f"{note}: {shown}" if shown else note
 
 
 def _ratio_charts(result: Result) -> list[Chart]:
@@ -239,7 +242,7 @@ def _scale_section(key: str, result: Result, host: Sequence[tuple[str, str]]) ->
     final = last.ratios.get("fastsocket/stock", {}).get(metric)
     if final is not None and final.median is not None:
         pair = f"Fastsocket over stock, {last.cores} cores"
-        cards.append(_ratio_card(heading(result), metric, final, pair))
+        cards.append(_ratio_card(result, metric, final, pair))
     charts = [*([chart] if chart else []), *_core_charts(last.per_core, result.host.cpus)]
     return Section(key, heading(result), _text(result), cards, charts, tables, _facts(result, host))
 

@@ -84,22 +84,23 @@ def _metric_cell(metric: Metric | None) -> Cell:
     return Cell(number(metric.median) + suffix, interval(metric.low, metric.high))
 
 
-def _ratio_cell(name: str, found: Ratio | None) -> Cell:
+def _ratio_cell(name: str, found: Ratio | None, rounds: int) -> Cell:
     if found is None or found.median is None:
         return Cell("–")
-    tone = compare(name, found.low, found.high)
+    tone = compare(name, found.low, found.high, rounds)
     return Cell(ratio(found.median), interval(found.low, found.high, ratio_digits), tone)
 
 
 def metric_table(result: Result) -> Table:
     """Return a scenario's metrics by mode, and their ratios, in the order of the file."""
     modes = mode_order(result.modes)
+    rounds = result.round_count()
     names = dict.fromkeys(name for mode in modes for name in result.modes[mode])
     rows = [
         [
             Cell(metric_text(name).label),
             *(_metric_cell(result.modes[mode].get(name)) for mode in modes),
-            *(_ratio_cell(name, ratios.get(name)) for ratios in result.ratios.values()),
+            *(_ratio_cell(name, ratios.get(name), rounds) for ratios in result.ratios.values()),
         ]
         for name in names
     ]
@@ -109,6 +110,7 @@ def metric_table(result: Result) -> Table:
 
 def scale_table(result: Result, metric: str) -> Table:
     """Return one metric of `scale` by core count and mode, with the ratios."""
+    rounds = result.round_count()
     points = sorted(result.points, key=lambda point: point.cores)
     modes = mode_order(dict.fromkeys(mode for point in points for mode in point.modes))
     pairs = list(dict.fromkeys(pair for point in points for pair in point.ratios))
@@ -116,7 +118,10 @@ def scale_table(result: Result, metric: str) -> Table:
         [
             Cell(str(point.cores)),
             *(_metric_cell(point.modes.get(mode, {}).get(metric)) for mode in modes),
-            *(_ratio_cell(metric, point.ratios.get(pair, {}).get(metric)) for pair in pairs),
+            *(
+                _ratio_cell(metric, point.ratios.get(pair, {}).get(metric), rounds)
+                for pair in pairs
+            ),
         ]
         for point in points
     ]

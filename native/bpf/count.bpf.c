@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Counters of the benchmark: lock contentions, reschedule interrupts, for each accepting thread
+ * how many connections it accepted and how many of them came in on its own CPU, and connections
+ * that ended unanswered: in the queue of a listener that closed, or in a process that died.
+ *
+ * Raw tracepoints need no tracefs and cost about a tenth of a perf tracepoint counter, so the
+ * modes that are counted more often pay less for it. Only what is attached runs.
+ */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+
+#define MAX_THREADS 4096
+#define MAX_SITES 4096
+#define MAX_FRAMES 24
+#define SOCK_STREAM 1
+#define PF_EXITING 0x4
+
+/* enum tcp_state of the kernel's include/net/tcp_states.h */
+#define TCP_ESTABLISHED 1
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+
+enum event {
+	EVENT_CONTENTION,
+	EVENT_RESCHEDULE,
+	EVENT_QUEUED_LOST,
+	EVENT_ACCEPTED_LOST,
+	EVENTS,
+};
+
+/* What is read of the kernel's structures; CO-RE fits the offsets to the running kernel. */
+struct ns_common {
+	unsigned int inum;
+} __attribute__((preserve_access_index));
+
+struct net {
+	struct ns_common ns;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	struct net *net;
+} __attribute__((preserve_access_index)) possible_net_t;
+
+struct sock_common {
+	possible_net_t skc_net;
+	int skc_incoming_cpu;
+} __attribute__((preserve_access_index));
+
+struct sock {
+	struct sock_common __sk_common;
+	struct socket *sk_socket;
+} __attribute__((preserve_access_index));
+
+struct inet_sock {
+	__be16 inet_sport;
+} __attribute__((preserve_access_index));
+
+struct tcp_sock {
+	__u32 write_seq;
+	__u32 snd_una;
+	__u64 bytes_sent;
+} __attribute__((preserve_access_index));
+
+struct socket {
+	short type;
+	struct sock *sk;
+} __attribute__((preserve_access_index));
+
+struct file {
+	void *private_data;
+} __attribute__((preserve_access_index));
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+} __attribute__((preserve_access_index));
+
+struct files_struct {
+	struct fdtable *fdt;
+} __attribute__((preserve_access_index));
+
+struct task_struct {
+	struct files_struct *files;
+	unsigned int flags;
+} __attribute__((preserve_access_index));
+
+struct pt_regs___x86 {
+	unsigned long orig_ax;
+} __attribute__((preserve_access_index));
+
+struct pt_regs___arm64 {
+	int syscallno;
+} __attribute__((preserve_access_index));
+
+/* The listener whose connections count: inode number of its network namespace, and port. */
+struct target {
+	__u32 netns;
+	__u32 port;
+};
+
+struct accepts {
+	__u64 accepted;
+	__u64 local;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, EVENTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct target);
+} target_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_THREADS);
+	__type(key, __u32);
+	__type(value, struct accepts);
+} threads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
+	__uint(max_entries, MAX_SITES);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, MAX_FRAMES * sizeof(__u64));
+} stacks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SITES);
+	__type(key, __u32);
+	__type(value, __u64);
+} sites SEC(".maps");
+
+/* Numbers of accept and accept4 on this architecture, set by the loader. */
+const volatile long accept_nr = -1;
+const volatile long accept4_nr = -1;
+
+static __always_inline void count(enum event event)
+{
+	__u32 key = event;
+	__u64 *value = bpf_map_lookup_elem(&events, &key);
+
+	if (value)
+		(*value)++;
+}
+
+/*
+ * Whether a socket of the server's side belongs to the listener that is watched. Its port is read
+ * from inet_sport: a closing socket has given inet_num back when the tracepoint runs.
+ */
+static __always_inline bool is_watched(const struct sock *sk)
+{
+	const struct inet_sock *inet = (const struct inet_sock *)sk;
+	struct target *target;
+	__u32 zero = 0;
+
+	target = bpf_map_lookup_elem(&target_map, &zero);
+	return target && bpf_ntohs(BPF_CORE_READ(inet, inet_sport)) == target->port &&
+	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
+}
+
+static __always_inline long syscall_nr(const void *regs)
+{
+	const struct pt_regs___x86 *x86 = regs;
+	const struct pt_regs___arm64 *arm64 = regs;
+
+	if (bpf_core_field_exists(x86->orig_ax))
+		return BPF_CORE_READ(x86, orig_ax);
+	if (bpf_core_field_exists(arm64->syscallno))
+		return BPF_CORE_READ(arm64, syscallno);
+	return -1;
+}
+
+/* The socket behind descriptor fd of the current task, or NULL. */
+static __always_inline struct socket *current_socket(long fd)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots, *file = NULL;
+
+	if (fd < 0 || fd >= BPF_CORE_READ(table, max_fds))
+		return NULL;
+	slots = BPF_CORE_READ(table, fd);
+	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
+	return file ? BPF_CORE_READ(file, private_data) : NULL;
+}
+
+SEC("raw_tp/contention_begin")
+int on_contention(void *ctx __attribute__((unused)))
+{
+	count(EVENT_CONTENTION);
+	return 0;
+}
+
+SEC("raw_tp/reschedule_entry")
+int on_reschedule(void *ctx __attribute__((unused)))
+{
+	count(EVENT_RESCHEDULE);
+	return 0;
+}
+
+SEC("raw_tp/sys_exit")
+int on_accept(struct bpf_raw_tracepoint_args *ctx)
+{
+	long nr = syscall_nr((void *)ctx->args[0]);
+	struct accepts fresh = {}, *mine;
+	__u32 tid;
+	struct socket *socket;
+	struct sock *sk;
+
+	if (nr != accept4_nr && nr != accept_nr)
+		return 0;
+	socket = current_socket(ctx->args[1]);
+	if (!socket || BPF_CORE_READ(socket, type) != SOCK_STREAM)
+		return 0;
+	sk = BPF_CORE_READ(socket, sk);
+	if (!is_watched(sk))
+		return 0;
+	tid = bpf_get_current_pid_tgid();
+	mine = bpf_map_lookup_elem(&threads, &tid);
+	if (!mine) {
+		bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
+		mine = bpf_map_lookup_elem(&threads, &tid);
+		if (!mine)
+			return 0;
+	}
+	mine->accepted++;
+	if (BPF_CORE_READ(sk, __sk_common.skc_incoming_cpu) == (int)bpf_get_smp_processor_id())
+		mine->local++;
+	return 0;
+}
+
+SEC("raw_tp/contention_begin")
+int on_contention_site(void *ctx)
+{
+	long id = bpf_get_stackid(ctx, &stacks, 0);
+	__u64 one = 1, *seen;
+	__u32 key = id;
+
+	if (id < 0)
+		return 0;
+	seen = bpf_map_lookup_elem(&sites, &key);
+	if (seen)
+		__sync_fetch_and_add(seen, 1);
+	else
+		bpf_map_update_elem(&sites, &key, &one, BPF_NOEXIST);
+	return 0;
+}
+
+/*
+ * Arguments: socket, old state, new state. A queued connection has no struct socket yet. One that
+ * its owner's death closes is lost to the client only if nothing was ever written to it.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int on_lost(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct sock *sk = (const struct sock *)ctx->args[0];
+	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
+	struct task_struct *task;
+	int from = ctx->args[1], to = ctx->args[2];
+
+	if (from != TCP_ESTABLISHED && from != TCP_CLOSE_WAIT)
+		return 0;
+	if (to == TCP_CLOSE_WAIT || !is_watched(sk))
+		return 0;
+	if (!BPF_CORE_READ(sk, sk_socket)) {
+		if (to == TCP_CLOSE)
+			count(EVENT_QUEUED_LOST);
+		return 0;
+	}
+	task = (struct task_struct *)bpf_get_current_task();
+	if (BPF_CORE_READ(task, flags) & PF_EXITING && !BPF_CORE_READ(tp, bytes_sent) &&
+	    BPF_CORE_READ(tp, write_seq) == BPF_CORE_READ(tp, snd_una))
+		count(EVENT_ACCEPTED_LOST);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";

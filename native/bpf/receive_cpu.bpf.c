@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Receive-CPU-select: notes for each TCP connection the CPU whose application read from it last, in
+ * the table READERS of the rule receive_cpu. tcp_rcv_space_adjust is reached whenever received data
+ * was copied to the application, on the CPU that called recv() and the like.
+ */
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "flow.h"
+#include "steer.h"
+
+#define FAMILY_IPV4 2
+#define FAMILY_IPV6 10
+
+/* As much of the kernel's types as is read; libbpf finds the offsets. */
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+} __attribute__((preserve_access_index));
+
+struct sock_common {
+	unsigned short skc_family;
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+} __attribute__((preserve_access_index));
+
+struct sock {
+	struct sock_common __sk_common;
+} __attribute__((preserve_access_index));
+
+/* The loader puts the attached rule's table here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __s64);
+	__type(value, __s32);
+} readers SEC(".maps");
+
+const volatile struct steer_settings steer_settings SEC(".rodata.steer");
+
+static __always_inline void mapped(__u32 *words, __be32 address)
+{
+	words[0] = words[1] = 0;
+	words[2] = 0xffff;
+	words[3] = bpf_ntohl(address);
+}
+
+static __always_inline void whole(__u32 *words, const struct in6_addr *address)
+{
+	for (int i = 0; i < 4; i++)
+		words[i] = bpf_ntohl(address->in6_u.u6_addr32[i]);
+}
+
+SEC("raw_tp/tcp_rcv_space_adjust")
+int receive_cpu(struct bpf_raw_tracepoint_args *args)
+{
+	struct sock *sk = (struct sock *)args->args[0];
+	struct in6_addr remote, local;
+	struct flow flow = {.proto = IPPROTO_TCP};
+	__u32 cpu = bpf_get_smp_processor_id();
+	__s32 index, *known;
+	__s64 key;
+
+	if (cpu >= STEER_MAX_CPUS)
+		return 0;
+	index = steer_settings.index[cpu];
+	switch (BPF_CORE_READ(sk, __sk_common.skc_family)) {
+	case FAMILY_IPV4:
+		mapped(flow.src, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+		mapped(flow.dst, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		break;
+	case FAMILY_IPV6:
+		BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
+		BPF_CORE_READ_INTO(&local, sk, __sk_common.skc_v6_rcv_saddr);
+		whole(flow.src, &remote);
+		whole(flow.dst, &local);
+		break;
+	default:
+		return 0;
+	}
+	flow.sport = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	flow.dport = BPF_CORE_READ(sk, __sk_common.skc_num);
+	key = flow_key(&flow);
+	known = bpf_map_lookup_elem(&readers, &key);
+	if (!known || *known != index)
+		bpf_map_update_elem(&readers, &key, &index, BPF_ANY);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";

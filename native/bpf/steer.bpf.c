@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The steer program: parse a packet, ask a rule for a CPU, hand the packet to that CPU's cpumap.
+ *
+ * It is compiled to LLVM bitcode and linked with a rule that fastsocket.steer generates from
+ * Python. The rule sees nothing but the field_*, table_*, array_*, prefixes_* and counter_*
+ * functions below, which take and return 64-bit integers: it has no pointer to get wrong.
+ * With -DSTEER_RULE=name the rule is the C function of that name in steer_rules.h.
+ *
+ * Nothing here drops a packet: whatever cannot be parsed or steered stays on its CPU.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "flow.h"
+#include "steer.h"
+
+#define inlined __attribute__((always_inline))
+#define MAX_VLAN_TAGS 2
+#define MAX_EXTENSIONS 6
+#define MAX_LENGTH 0xfffff /* 1 MiB: more than any packet, BIG TCP included */
+#define IP_FRAGMENT 0x3fff /* more-fragments bit and fragment offset */
+#define TCP_LISTENING 10
+
+struct vlan_header {
+	__be16 tci;
+	__be16 type;
+};
+
+struct extension_header {
+	__u8 next;
+	__u8 length;
+};
+
+struct fragment_header {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset;
+	__be32 id;
+};
+
+struct packet {
+	struct flow flow;
+	__u32 length;
+	__u16 vlan;
+	__u16 inner_vlan;
+	__u8 version;
+	__u8 dscp;
+	__u8 fragment;
+	__u8 tcp_flags;
+	__u8 unfinished;
+	struct xdp_md *ctx;
+};
+
+struct cursor {
+	void *at;
+	void *end;
+};
+
+/* ---- maps ---- */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_CPUMAP);
+	__uint(max_entries, STEER_MAX_CPUS);
+	__type(key, __u32);
+	__type(value, struct bpf_cpumap_val);
+} cpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STEER_EXITS);
+	__type(key, __u32);
+	__type(value, __u64);
+} exits SEC(".maps");
+
+/* Not SEC(): a map that the rule does not use must be removable. */
+#define REMOVABLE __attribute__((section(".maps")))
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STEER_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters REMOVABLE;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} scratch REMOVABLE;
+
+const volatile struct steer_settings steer_settings SEC(".rodata.steer");
+volatile struct steer_state steer_state SEC(".bss.steer");
+
+/* ---- what a rule may ask: fields ---- */
+
+#define FIELD(name, value)                                 \
+	inlined __s64 field_##name(const struct packet *p) \
+	{                                                  \
+		(void)p;                                   \
+		return (__s64)(value);                     \
+	}
+
+FIELD(version, p->version)
+FIELD(proto, p->flow.proto)
+FIELD(saddr, p->flow.src[3])
+FIELD(saddr0, p->flow.src[0])
+FIELD(saddr1, p->flow.src[1])
+FIELD(saddr2, p->flow.src[2])
+FIELD(daddr, p->flow.dst[3])
+FIELD(daddr0, p->flow.dst[0])
+FIELD(daddr1, p->flow.dst[1])
+FIELD(daddr2, p->flow.dst[2])
+FIELD(sport, p->flow.sport)
+FIELD(dport, p->flow.dport)
+FIELD(vlan, p->vlan)
+FIELD(inner_vlan, p->inner_vlan)
+FIELD(dscp, p->dscp)
+FIELD(fragment, p->fragment)
+FIELD(tcp_flags, p->tcp_flags)
+FIELD(length, p->length)
+FIELD(queue, p->ctx->rx_queue_index & 0xffff)
+FIELD(hash, flow_key(&p->flow) >> 31)
+FIELD(symmetric_hash, flow_key_symmetric(&p->flow) >> 31)
+FIELD(flow, flow_key(&p->flow))
+FIELD(now, bpf_ktime_get_ns() / 1000000)
+
+inlined __s64 field_cpu(const struct packet *p)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	(void)p;
+	return cpu < STEER_MAX_CPUS ? steer_settings.index[cpu] : -1;
+}
+
+/*
+ * Does this host listen on the packet's destination? The remote end is left out, so that an
+ * established connection is not found in place of the listener of its port.
+ */
+inlined __s64 field_listening(const struct packet *p)
+{
+	__u32 size = p->version == 4 ? sizeof(((struct bpf_sock_tuple *)0)->ipv4) :
+				       sizeof(((struct bpf_sock_tuple *)0)->ipv6);
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__s64 found;
+
+	if (p->version == 4) {
+		tuple.ipv4.daddr = bpf_htonl(p->flow.dst[3]);
+		tuple.ipv4.dport = bpf_htons(p->flow.dport);
+	} else {
+		for (int i = 0; i < 4; i++)
+			tuple.ipv6.daddr[i] = bpf_htonl(p->flow.dst[i]);
+		tuple.ipv6.dport = bpf_htons(p->flow.dport);
+	}
+	if (p->flow.proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(p->ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else if (p->flow.proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(p->ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return 0;
+	if (!sk)
+		return 0;
+	found = p->flow.proto == IPPROTO_UDP || sk->state == TCP_LISTENING;
+	bpf_sk_release(sk);
+	return found;
+}
+
+/* ---- what a rule may ask: tables and counters ---- */
+
+#define TABLE(n)                                                        \
+	struct {                                                        \
+		__uint(type, BPF_MAP_TYPE_HASH);                        \
+		__uint(max_entries, 1);                                 \
+		__type(key, __s64);                                     \
+		__type(value, __s32);                                   \
+	} table_##n REMOVABLE;                                          \
+	inlined __s64 table_##n##_get(__s64 key, __s64 otherwise)       \
+	{                                                               \
+		__s32 *value = bpf_map_lookup_elem(&table_##n, &key);   \
+		return value ? *value : otherwise;                      \
+	}                                                               \
+	inlined __s64 table_##n##_has(__s64 key)                        \
+	{                                                               \
+		return bpf_map_lookup_elem(&table_##n, &key) != NULL;   \
+	}                                                               \
+	inlined void table_##n##_set(__s64 key, __s64 number)           \
+	{                                                               \
+		__s32 value = number;                                   \
+		bpf_map_update_elem(&table_##n, &key, &value, BPF_ANY); \
+	}
+
+#define ARRAY(n)                                                                          \
+	struct {                                                                          \
+		__uint(type, BPF_MAP_TYPE_ARRAY);                                         \
+		__uint(max_entries, 1);                                                   \
+		__type(key, __u32);                                                       \
+		__type(value, __s32);                                                     \
+	} array_##n REMOVABLE;                                                            \
+	static inlined __s32 *array_##n##_at(__s64 index)                                 \
+	{                                                                                 \
+		__u32 key = index;                                                        \
+		return (__u64)index >> 32 ? NULL : bpf_map_lookup_elem(&array_##n, &key); \
+	}                                                                                 \
+	inlined __s64 array_##n##_get(__s64 index, __s64 otherwise)                       \
+	{                                                                                 \
+		__s32 *value = array_##n##_at(index);                                     \
+		return value ? *value : otherwise;                                        \
+	}                                                                                 \
+	inlined void array_##n##_set(__s64 index, __s64 number)                           \
+	{                                                                                 \
+		__s32 *value = array_##n##_at(index);                                     \
+		if (value)                                                                \
+			*value = number;                                                  \
+	}                                                                                 \
+	inlined void array_##n##_add(__s64 index, __s64 number)                           \
+	{                                                                                 \
+		__s32 *value = array_##n##_at(index);                                     \
+		if (value)                                                                \
+			__sync_fetch_and_add(value, number);                              \
+	}
+
+#define PREFIXES(n)                                                                   \
+	struct {                                                                      \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                  \
+		__uint(max_entries, 1);                                               \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                 \
+		__type(key, struct steer_prefix);                                     \
+		__type(value, __s32);                                                 \
+	} prefixes_##n REMOVABLE;                                                     \
+	static inlined __s64 prefixes_##n##_at(const __u32 *address, __s64 otherwise) \
+	{                                                                             \
+		struct steer_prefix key = {.bits = 128};                              \
+		__s32 *value;                                                         \
+		for (int i = 0; i < 4; i++)                                           \
+			((__be32 *)key.address)[i] = bpf_htonl(address[i]);           \
+		value = bpf_map_lookup_elem(&prefixes_##n, &key);                     \
+		return value ? *value : otherwise;                                    \
+	}                                                                             \
+	inlined __s64 prefixes_##n##_get_src(const struct packet *p, __s64 otherwise) \
+	{                                                                             \
+		return prefixes_##n##_at(p->flow.src, otherwise);                     \
+	}                                                                             \
+	inlined __s64 prefixes_##n##_get_dst(const struct packet *p, __s64 otherwise) \
+	{                                                                             \
+		return prefixes_##n##_at(p->flow.dst, otherwise);                     \
+	}
+
+#define EIGHT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+EIGHT(TABLE)
+EIGHT(ARRAY)
+EIGHT(PREFIXES)
+
+/* Adds to this CPU's count and returns what it was. */
+inlined __s64 counter_add(__s64 number, __s64 amount)
+{
+	__u32 key = number;
+	__u64 *count = bpf_map_lookup_elem(&counters, &key);
+	__u64 before;
+
+	if (!count)
+		return 0;
+	before = *count;
+	*count = before + amount;
+	return before & 0x3fffffffffffffffULL;
+}
+
+/* NULL only if the kernel breaks its word: element 0 of a per-CPU array is always there. */
+inlined __u64 *steer_scratch(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&scratch, &key);
+}
+
+/*
+ * The same number, but unknown to the verifier, as it comes from a map. The verifier walks both
+ * sides of a branch on an unknown number and joins them after it, but follows what is known, and
+ * whatever that was computed from, along each way by itself: with many branches that would exceed
+ * its limit. An addition of something unknown is not enough; the verifier looks through it.
+ */
+inlined __s64 steer_opaque(__u64 *kept, __s64 number)
+{
+	*(volatile __u64 *)kept = number;
+	return *(volatile __u64 *)kept;
+}
+
+#ifdef STEER_RULE
+#include "steer_rules.h"
+#define rule STEER_RULE
+#else
+__s64 rule(const struct packet *p);
+#endif
+
+/* ---- parsing ---- */
+
+#define HEADER(cursor, type)                               \
+	({                                                 \
+		type *header_ = (cursor)->at;              \
+		if ((void *)(header_ + 1) > (cursor)->end) \
+			return STEER_TRUNCATED;            \
+		header_;                                   \
+	})
+
+/*
+ * Is `check` only the sum of the pseudo header, for hardware to complete (CHECKSUM_PARTIAL)? Packets
+ * of a veth peer are such, and an xdp_frame cannot say so: a redirected one would be taken for
+ * damaged. One finished checksum in 65,536 looks the same; that packet merely stays on its CPU.
+ */
+static inlined __u8 is_unfinished(const struct packet *p, __be16 check, __u32 length)
+{
+	__u64 sum = p->flow.proto + length;
+
+	for (int i = 0; i < 4; i++)
+		if (p->version == 6 || i == 3)
+			sum += (__u64)p->flow.src[i] + p->flow.dst[i];
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == bpf_ntohs(check);
+}
+
+static inlined int parse_ports(struct cursor *c, struct packet *p)
+{
+	__u32 length = p->length - (__u32)(c->at - (void *)(long)p->ctx->data);
+	struct tcphdr *tcp;
+	struct udphdr *udp;
+
+	/* Only the first fragment has ports: without them, all go the same way. */
+	if (p->fragment)
+		return STEER_EXITS;
+	switch (p->flow.proto) {
+	case IPPROTO_TCP:
+		tcp = HEADER(c, struct tcphdr);
+		p->flow.sport = bpf_ntohs(tcp->source);
+		p->flow.dport = bpf_ntohs(tcp->dest);
+		p->tcp_flags = ((__u8 *)tcp)[13];
+		if (steer_settings.veth)
+			p->unfinished = is_unfinished(p, tcp->check, length);
+		break;
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+	case IPPROTO_SCTP: /* its header starts with the ports as well, and is longer */
+		udp = HEADER(c, struct udphdr);
+		p->flow.sport = bpf_ntohs(udp->source);
+		p->flow.dport = bpf_ntohs(udp->dest);
+		if (steer_settings.veth)
+			p->unfinished = p->flow.proto == IPPROTO_SCTP ||
+					is_unfinished(p, udp->check, length);
+		break;
+	}
+	return STEER_EXITS;
+}
+
+static inlined int parse_ipv4(struct cursor *c, struct packet *p)
+{
+	struct iphdr *ip = HEADER(c, struct iphdr);
+
+	if (ip->version != 4 || ip->ihl < 5)
+		return STEER_MALFORMED;
+	p->version = 4;
+	p->dscp = ip->tos >> 2;
+	p->fragment = (ip->frag_off & bpf_htons(IP_FRAGMENT)) != 0;
+	p->flow.proto = ip->protocol;
+	p->flow.src[2] = p->flow.dst[2] = 0xffff;
+	p->flow.src[3] = bpf_ntohl(ip->saddr);
+	p->flow.dst[3] = bpf_ntohl(ip->daddr);
+	c->at += ip->ihl * 4;
+	return parse_ports(c, p);
+}
+
+static inlined int parse_ipv6(struct cursor *c, struct packet *p)
+{
+	struct ipv6hdr *ip = HEADER(c, struct ipv6hdr);
+	struct extension_header *extension;
+	struct fragment_header *fragment;
+	__u8 next = ip->nexthdr;
+
+	if (ip->version != 6)
+		return STEER_MALFORMED;
+	p->version = 6;
+	p->dscp = (ip->priority << 4 | ip->flow_lbl[0] >> 4) >> 2 & 0x3f;
+	for (int i = 0; i < 4; i++) {
+		p->flow.src[i] = bpf_ntohl(ip->saddr.in6_u.u6_addr32[i]);
+		p->flow.dst[i] = bpf_ntohl(ip->daddr.in6_u.u6_addr32[i]);
+	}
+	c->at += sizeof(*ip);
+#pragma unroll
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
+		switch (next) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+			extension = HEADER(c, struct extension_header);
+			next = extension->next;
+			c->at += (extension->length + 1) * 8;
+			break;
+		case IPPROTO_AH:
+			extension = HEADER(c, struct extension_header);
+			next = extension->next;
+			c->at += (extension->length + 2) * 4;
+			break;
+		case IPPROTO_FRAGMENT:
+			fragment = HEADER(c, struct fragment_header);
+			/* Later fragments carry no headers at all: take the first one's protocol. */
+			p->fragment = 1;
+			p->flow.proto = fragment->next;
+			return STEER_EXITS;
+		default:
+			p->flow.proto = next;
+			return parse_ports(c, p);
+		}
+	}
+	return STEER_DEEP_OPTIONS;
+}
+
+static inlined int is_vlan(__be16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+/* Returns how the packet leaves without a rule, or STEER_EXITS if the rule is to see it. */
+static inlined int parse(struct cursor *c, struct packet *p)
+{
+	struct ethhdr *ethernet = HEADER(c, struct ethhdr);
+	__be16 type = ethernet->h_proto;
+	struct vlan_header *tag;
+
+	c->at += sizeof(*ethernet);
+#pragma unroll
+	for (int i = 0; i < MAX_VLAN_TAGS; i++) {
+		if (!is_vlan(type))
+			break;
+		tag = HEADER(c, struct vlan_header);
+		if (i == 0)
+			p->vlan = bpf_ntohs(tag->tci) & 0xfff;
+		else
+			p->inner_vlan = bpf_ntohs(tag->tci) & 0xfff;
+		type = tag->type;
+		c->at += sizeof(*tag);
+	}
+	if (type == bpf_htons(ETH_P_IP))
+		return parse_ipv4(c, p);
+	if (type == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(c, p);
+	return is_vlan(type) ? STEER_DEEP_VLAN : STEER_NOT_IP;
+}
+
+/* ---- the program ---- */
+
+static inlined int leave(__u32 way, __s64 verdict, int action)
+{
+	__u64 *count = bpf_map_lookup_elem(&exits, &way);
+
+	if (count)
+		++*count;
+	if (steer_settings.tracing) {
+		steer_state.way = way;
+		steer_state.verdict = verdict;
+		return XDP_PASS;
+	}
+	return action;
+}
+
+SEC("xdp")
+int steer(struct xdp_md *ctx)
+{
+	struct cursor cursor = {(void *)(long)ctx->data, (void *)(long)ctx->data_end};
+	struct packet p = {.ctx = ctx, .length = cursor.end - cursor.at};
+	__s64 verdict;
+	__u32 index, cpu;
+	int way;
+
+	if (steer_settings.frags)
+		p.length = bpf_xdp_get_buff_len(ctx);
+	if (p.length > MAX_LENGTH)
+		p.length = MAX_LENGTH;
+	way = parse(&cursor, &p);
+	if (way != STEER_EXITS)
+		return leave(way, -1, XDP_PASS);
+	if (p.unfinished)
+		return leave(STEER_UNFINISHED, -1, XDP_PASS);
+	verdict = rule(&p);
+	if (verdict < 0)
+		return leave(STEER_RULE_PASS, verdict, XDP_PASS);
+	index = verdict < steer_settings.cpus ? verdict : STEER_MAX_CPUS;
+	/* The bound must be tested where the verifier sees it, whatever is known of the rule. */
+	barrier_var(index);
+	if (index >= STEER_MAX_CPUS)
+		return leave(STEER_NO_CPU, verdict, XDP_PASS);
+	cpu = steer_settings.number[index];
+	if (cpu == bpf_get_smp_processor_id())
+		return leave(STEER_HERE, verdict, XDP_PASS);
+	if (bpf_redirect_map(&cpus, cpu, XDP_PASS) != XDP_REDIRECT)
+		return leave(STEER_UNREACHABLE, verdict, XDP_PASS);
+	return leave(STEER_REDIRECTED, verdict, XDP_REDIRECT);
+}
+
+char LICENSE[] SEC("license") = "GPL";

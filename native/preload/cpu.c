@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Which CPU a worker serves: chosen at its claim, and again when others left. All of it runs under
+ * the listener's lock in the status page.
+ */
+#include "fsocket.h"
+
+void fs_unlink_cpu(struct fs_listener *pl, int index)
+{
+	struct fs_slot *slot = &pl->slot[index];
+	unsigned next;
+
+	if (slot->cpu >= FS_MAX_CPUS)
+		return;
+	next = pl->cpu_slot[slot->cpu];
+	if (next == (unsigned)index + 1)
+		pl->cpu_slot[slot->cpu] = slot->next;
+	for (int i = 0; next && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *other = &pl->slot[(next - 1) & (FS_MAX_SLOTS - 1)];
+
+		next = other->next;
+		if (next == (unsigned)index + 1)
+			other->next = slot->next;
+	}
+}
+
+void fs_link_cpu(struct fs_listener *pl, int index)
+{
+	struct fs_slot *slot = &pl->slot[index];
+
+	if (slot->cpu >= FS_MAX_CPUS)
+		return;
+	slot->next = pl->cpu_slot[slot->cpu];
+	__atomic_store_n(&pl->cpu_slot[slot->cpu], index + 1, __ATOMIC_RELEASE);
+}
+
+/* Claimed slots of a CPU. */
+static int crowd(const struct fs_listener *pl, unsigned cpu)
+{
+	int count = 0;
+
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++)
+		count += pl->slot[i].state == FS_SLOT_CLAIMED && pl->slot[i].cpu == cpu;
+	return count;
+}
+
+static void change_cpu(struct fs_listener *pl, int index, uint32_t cpu)
+{
+	fs_unlink_cpu(pl, index);
+	pl->slot[index].cpu = cpu;
+	fs_link_cpu(pl, index);
+}
+
+/* Move one worker that we pinned from the CPU with the most slots to that with the fewest: during
+ * a reload old and new workers share the CPUs, and the old ones leave in any order.
+ */
+static int move_worker(struct fs_listener *pl)
+{
+	unsigned fullest = fs_page->cpu_order[0], emptiest = fullest;
+	cpu_set_t one;
+
+	for (unsigned i = 1; i < fs_page->cpus && i < FS_MAX_CPUS; i++) {
+		unsigned cpu = fs_page->cpu_order[i];
+
+		if (crowd(pl, cpu) > crowd(pl, fullest))
+			fullest = cpu;
+		if (crowd(pl, cpu) < crowd(pl, emptiest))
+			emptiest = cpu;
+	}
+	if (emptiest >= CPU_SETSIZE || crowd(pl, fullest) - crowd(pl, emptiest) < 2)
+		return 0;
+	CPU_ZERO(&one);
+	CPU_SET(emptiest, &one);
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		struct fs_worker *worker = fs_worker_of(&pl->slot[i]);
+
+		if (pl->slot[i].state != FS_SLOT_CLAIMED || pl->slot[i].cpu != fullest ||
+		    !worker->pinned || sched_setaffinity(worker->tid, sizeof(one), &one) < 0)
+			continue;
+		worker->cpu = emptiest;
+		change_cpu(pl, i, emptiest);
+		return 1;
+	}
+	return 0;
+}
+
+/* Keep the workers level over the CPUs after one left. A worker may have been moved on account
+ * of another of its listeners.
+ */
+void fs_level(struct fs_listener *pl)
+{
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++)
+		if (pl->slot[i].state == FS_SLOT_CLAIMED && fs_worker_of(&pl->slot[i])->pinned &&
+		    fs_worker_of(&pl->slot[i])->cpu != pl->slot[i].cpu)
+			change_cpu(pl, i, fs_worker_of(&pl->slot[i])->cpu);
+	while (fs_page->listen_spawn == 2 && move_worker(pl))
+		;
+}
+
+/* The CPU that the thread serves: the one that the application pinned it to, or, in mode 2,
+ * the one of its allowed CPUs that serves the fewest slots of this listener.
+ */
+uint32_t fs_choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker)
+{
+	uint32_t best = FS_NO_CPU;
+	int fewest = FS_MAX_SLOTS + 1;
+	cpu_set_t allowed;
+
+	if (worker->cpu != FS_NO_CPU)
+		return worker->cpu;
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
+		return FS_NO_CPU;
+	for (unsigned i = 0; i < fs_page->cpus && i < FS_MAX_CPUS; i++) {
+		unsigned cpu = fs_page->cpu_order[i];
+
+		if (cpu >= CPU_SETSIZE || !CPU_ISSET(cpu, &allowed))
+			continue;
+		if (crowd(pl, cpu) < fewest) {
+			fewest = crowd(pl, cpu);
+			best = cpu;
+		}
+	}
+	return CPU_COUNT(&allowed) == 1 || fs_page->listen_spawn == 2 ? best : FS_NO_CPU;
+}
+
+/* With a second worker locality begins to pay: pin all that serve a CPU and are not yet. */
+void fs_pin_workers(struct fs_listener *pl)
+{
+	if (pl->claimed < 2 || fs_page->listen_spawn != 2)
+		return;
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *slot = &pl->slot[i];
+		struct fs_worker *worker = fs_worker_of(slot);
+		cpu_set_t one, now;
+
+		if (slot->state != FS_SLOT_CLAIMED || slot->cpu >= CPU_SETSIZE || worker->pinned)
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(slot->cpu, &one);
+		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
+		    !CPU_EQUAL(&one, &now) &&
+		    sched_setaffinity(worker->tid, sizeof(one), &one) == 0)
+			worker->pinned = 1;
+		worker->cpu = slot->cpu;
+	}
+}

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The benchmark's BPF counters (native/bpf/count.bpf.c), behind the few calls that it needs."""
+
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple, Self
+
+from fastsocket.bpf.libbpf import BpfError, BpfObject, possible_cpus
+from fastsocket.errors import MissingFeatureError
+from fastsocket.native import native_file
+
+__all__ = ["ACCEPTS", "EVENTS", "LOSSES", "SITES", "Accepts", "Events", "Probe"]
+
+# Programs that are attached together.
+EVENTS = ("on_contention", "on_reschedule")
+ACCEPTS = ("on_accept",)
+SITES = ("on_contention_site",)
+LOSSES = ("on_lost",)
+
+# Numbers of accept and accept4: arch/x86/entry/syscalls/syscall_64.tbl and
+# include/uapi/asm-generic/unistd.h, which arm64 uses.
+_ACCEPT_NUMBERS = {"x86_64": (43, 288), "aarch64": (202, 242)}
+
+
+class Events(NamedTuple):
+    """Counts since the object was loaded, in the order of ``enum event``.
+
+    Contentions and reschedule interrupts are system-wide. Of the watched listener: connections that
+    ended in its queue, and connections that ended unanswered because their owner died.
+    """
+
+    contentions: int
+    reschedules: int
+    queued_lost: int
+    accepted_lost: int
+
+
+class Accepts(NamedTuple):
+    """What one thread accepted, and how much of it came in on the CPU that it ran on."""
+
+    accepted: int
+    local: int
+
+
+class Probe:
+    """The loaded counters; only what is attached counts.
+
+    Raises:
+        MissingFeatureError: The kernel or the privileges do not allow it; the text says which.
+    """
+
+    def __init__(self) -> None:
+        machine = platform.machine()
+        if machine not in _ACCEPT_NUMBERS:
+            raise MissingFeatureError(
+                "accepts cannot be counted", f"the system calls of {machine} are not known"
+            )
+        self._object = BpfObject(native_file("count.bpf.o"))
+        try:
+            self._object.set_variable(0, struct.pack("=qq", *_ACCEPT_NUMBERS[machine]))
+            self._object.load()
+        except BpfError as error:
+            self._object.close()
+            raise MissingFeatureError(
+                "the BPF counters cannot be loaded",
+                os.strerror(error.errno),
+                "they need root, or CAP_BPF and CAP_PERFMON",
+            ) from error
+        self._cpus = possible_cpus()
+        self._events = self._object.map("events")
+        self._threads = self._object.map("threads")
+        self._sites = self._object.map("sites")
+        self._stacks = self._object.map("stacks")
+
+    @contextmanager
+    def attached(self, *programs: str) -> Iterator[None]:
+        """Attach `programs` for a block.
+
+        Raises:
+            MissingFeatureError: The kernel lacks one of the tracepoints.
+        """
+        with ExitStack() as stack:
+            for name in programs:
+                try:
+                    stack.callback(self._object.program(name).attach().close)
+                except BpfError as error:
+                    raise MissingFeatureError(
+                        f"{name} cannot be attached", os.strerror(error.errno)
+                    ) from error
+            yield
+
+    def watch(self, netns: int, port: int) -> None:
+        """Forget accepts and call sites; from now on count for `port` in namespace `netns`."""
+        for table in (self._threads, self._sites):
+            for key in list(table.keys()):
+                table.delete(key)
+        target = struct.pack("=II", netns, port)
+        self._object.map("target_map").update(struct.pack("=I", 0), target)
+
+    def events(self) -> Events:
+        """Return the counts of what has been attached so far."""
+        return Events(*(sum(self._per_cpu(index)) for index in range(len(Events._fields))))
+
+    def accepts(self) -> dict[int, Accepts]:
+        """Return the counts by thread id since :meth:`watch`."""
+        found = {}
+        for key in list(self._threads.keys()):
+            value = self._threads.lookup(key)
+            if value is not None:
+                found[int.from_bytes(key, "little")] = Accepts(*struct.unpack("=QQ", value))
+        return found
+
+    def sites(self) -> list[tuple[list[int], int]]:
+        """Return the stacks (innermost address first) that contended since :meth:`watch`."""
+        found = []
+        for key in list(self._sites.keys()):
+            count, frames = self._sites.lookup(key), self._stacks.lookup(key)
+            if count is not None and frames is not None:
+                addresses = struct.unpack(f"={len(frames) // 8}Q", frames)
+                found.append(([a for a in addresses if a], struct.unpack("=Q", count)[0]))
+        return found
+
+    def close(self) -> None:
+        """Unload the counters."""
+        self._object.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _per_cpu(self, index: int) -> tuple[int, ...]:
+        value = self._events.lookup(struct.pack("=I", index), 8 * self._cpus)
+        return struct.unpack(f"={self._cpus}Q", value or bytes(8 * self._cpus))

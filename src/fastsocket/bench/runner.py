@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rounds: every mode once in each, in random order, and the result of them all.
+
+Each run starts its server fresh in a fresh network namespace. Servers kept on ports side by side
+would be fresher in caches but would share TIME_WAIT sockets, port cursors and a memory history,
+and idle siblings would still be scheduled; a fresh start gives every mode the same beginning.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+
+from fastsocket.bench.counters import busy_share
+from fastsocket.bench.modes import Mode
+from fastsocket.bench.result import FORMAT, Interval, Metric, Result, describe_host
+from fastsocket.bench.scenario import Measurement, Scenario, Setup
+from fastsocket.bench.stats import interval, ratios
+from fastsocket.errors import FastsocketError
+
+__all__ = ["Progress", "Rounds", "assemble", "run_rounds"]
+
+# Called before each run: runs done, runs planned, what comes.
+Progress = Callable[[int, int, str], None]
+
+# The pause before a run: the kernel takes the last namespace down, and other work shows itself.
+SETTLE_SECONDS = 0.25
+QUIET_SHARE = 0.1
+
+_PAIRS = (
+    (Mode.FASTSOCKET, Mode.STOCK),
+    (Mode.FASTSOCKET, Mode.REUSEPORT),
+    (Mode.REUSEPORT, Mode.STOCK),
+)
+
+
+@dataclass
+class Rounds:
+    """The completed rounds, and what ended them early: the user, or a failure.
+
+    `others` is the share of the CPUs that was busy while nothing of the bench ran, before each run.
+    """
+
+    modes: Sequence[Mode]
+    complete: list[dict[Mode, Measurement]] = field(default_factory=list)
+    interrupted: bool = False
+    failure: FastsocketError | None = None
+    others: list[float] = field(default_factory=list)
+
+    def disturbance(self) -> str:
+        """Say so where other work had more than `QUIET_SHARE` of the CPUs between the runs."""
+        share = median(self.others) if self.others else 0.0
+        if share <= QUIET_SHARE:
+            return ""
+        return (
+            f"other work took {share:.0%} of the CPUs between the runs: speeds are too low, "
+            "CPU per connection is too high, intervals are wide"
+        )
+
+
+def run_rounds(
+    scenario: Scenario,
+    setup: Setup,
+    modes: Sequence[Mode],
+    rounds: int,
+    seed: int,
+    progress: Progress,
+    budget_seconds: float | None = None,
+) -> Rounds:
+    """Run `rounds` rounds, fewer where `budget_seconds` would not hold another.
+
+    Ctrl-C, and a failure after the first complete round, end the rounds early; what is complete
+    is kept.
+
+    Raises:
+        FastsocketError: The first round failed.
+        KeyboardInterrupt: Nothing was complete yet.
+    """
+    order, begun = random.Random(seed), time.monotonic()
+    done = Rounds(modes)
+    for number in range(rounds):
+        spent = time.monotonic() - begun
+        if budget_seconds is not None and number and spent * (number + 1) / number > budget_seconds:
+            break
+        try:
+            current: dict[Mode, Measurement] = {}
+            for mode in order.sample(list(modes), len(modes)):
+                place = number * len(modes) + len(current)
+                progress(place, rounds * len(modes), f"round {number + 1}, {mode}")
+                done.others.append(busy_share(SETTLE_SECONDS))
+                current[mode] = scenario.measure(setup, mode)
+        except KeyboardInterrupt:
+            if not done.complete:
+                raise
+            done.interrupted = True
+            break
+        except FastsocketError as failure:
+            if not done.complete:
+                raise
+            done.failure, done.interrupted = failure, True
+            break
+        done.complete.append(current)
+    return done
+
+
+def assemble(
+    scenario: Scenario, setup: Setup, done: Rounds, seed: int, notes: Sequence[str]
+) -> Result:
+    """Make the result document of completed rounds."""
+    tables = {mode: [one[mode] for one in done.complete] for mode in done.modes}
+    return Result(
+        format=FORMAT,
+        scenario=scenario.name,
+        server=setup.server.name,
+        client=setup.client.name,
+        host=describe_host(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        rounds=len(done.complete),
+        seconds=setup.seconds,
+        connections=setup.connections,
+        seed=seed,
+        interrupted=done.interrupted,
+        run_options=list(setup.run_options),
+        notes=[note for note in dict.fromkeys([*notes, done.disturbance()]) if note],
+        modes={
+            str(mode): {
+                metric: _metric(runs, metric, unit) for metric, unit in scenario.metrics.items()
+            }
+            for mode, runs in tables.items()
+        },
+        ratios={
+            f"{top}/{bottom}": {
+                metric: _ratio(tables[top], tables[bottom], metric) for metric in scenario.metrics
+            }
+            for top, bottom in _PAIRS
+            if top in tables and bottom in tables
+        },
+        call_sites={str(mode): _mean_sites(runs) for mode, runs in tables.items()},
+    )
+
+
+def _metric(runs: Sequence[Measurement], name: str, unit: str) -> Metric:
+    samples = [run.values.get(name) for run in runs]
+    span = _interval_of([value for value in samples if value is not None])
+    reasons = [run.reasons[name] for run in runs if name in run.reasons]
+    return Metric(span.median, span.low, span.high, unit, samples, reasons[0] if reasons else "")
+
+
+def _ratio(tops: Sequence[Measurement], bottoms: Sequence[Measurement], name: str) -> Interval:
+    each = ratios([run.values.get(name) for run in tops], [run.values.get(name) for run in bottoms])
+    return _interval_of(each)
+
+
+def _interval_of(values: Sequence[float]) -> Interval:
+    return interval(values) if values else Interval(None, None, None)
+
+
+def _mean_sites(runs: Sequence[Measurement]) -> dict[str, float]:
+    """Return contentions per 1,000 connections by call site, the largest first."""
+    names = {name for run in runs for name in run.sites}
+    means = {name: sum(run.sites.get(name, 0.0) for run in runs) / len(runs) for name in names}
+    return dict(sorted(means.items(), key=lambda item: -item[1]))

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The scenarios, one module each; `SCENARIOS` is what the command line offers."""
+
+from collections.abc import Mapping
+
+from fastsocket.bench.scenario import Scenario
+from fastsocket.bench.scenarios.crash import Crash
+from fastsocket.bench.scenarios.longlived import Longlived
+from fastsocket.bench.scenarios.overhead import Overhead
+from fastsocket.bench.scenarios.short import Short
+from fastsocket.bench.scenarios.stall import Stall
+
+__all__ = ["SCENARIOS"]
+
+SCENARIOS: Mapping[str, Scenario] = {
+    known.name: known
+    for known in (
+        Short(),
+        Stall("stall", burn=False),
+        Stall("stall-burn", burn=True),
+        Crash(),
+        Longlived(),
+        Overhead(),
+    )
+}

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One call of the benchmark from the command line's choices to the result document."""
+
+import os
+import random
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastsocket.bench.clients import client
+from fastsocket.bench.modes import Mode
+from fastsocket.bench.netspace import Netspace
+from fastsocket.bench.probe import Probe
+from fastsocket.bench.process import free_port
+from fastsocket.bench.result import Result
+from fastsocket.bench.runner import assemble, run_rounds
+from fastsocket.bench.scenario import ADDRESS, Setup
+from fastsocket.bench.scenarios import SCENARIOS
+from fastsocket.bench.servers import CONNECTIONS, server
+from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
+
+__all__ = ["MAX_CONNECTIONS", "Outcome", "Request", "perform"]
+
+MAX_CONNECTIONS = CONNECTIONS - 100
+PRIVATE_PORT = 8080
+# Descriptors that a process of the bench may need besides one for each connection.
+SPARE_FILES = 200
+DEFAULT_WARMUP = 0.3
+HOST_REASON = (
+    "runs share the host's network namespace, and segments include all other traffic of the host "
+    "(a namespace of their own needs root)"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; empty or None means the default.
+
+    `modes` empty takes all that the server has; `port` 0 lets the bench choose; `seed` None draws
+    one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
+    rounds early rather than exceed it.
+    """
+
+    scenario: str
+    server: str = ""
+    client: str = "auto"
+    modes: Sequence[str] = ()
+    rounds: int = 10
+    seconds: float = 1.0
+    connections: int = 64
+    warmup: float = DEFAULT_WARMUP
+    port: int = 0
+    seed: int | None = None
+    run_options: Sequence[str] = ()
+    call_sites: bool = False
+    rate: float | None = None
+    budget_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result, and the failure that ended it early, if one did."""
+
+    result: Result
+    failure: FastsocketError | None
+
+
+def perform(request: Request, quiet: bool = False) -> Outcome:
+    """Run a benchmark with a progress bar on stderr, unless `quiet`.
+
+    Raises:
+        UsageError: The request names what there is not.
+        FastsocketError: The first round failed.
+        KeyboardInterrupt: Interrupted before the first round was complete.
+    """
+    scenario = SCENARIOS.get(request.scenario)
+    if scenario is None:
+        raise UsageError(
+            f"no scenario {request.scenario!r}", todo=f"choose one of {', '.join(SCENARIOS)}"
+        )
+    chosen = server(request.server or scenario.servers[0])
+    if chosen.name not in scenario.servers:
+        raise UsageError(
+            f"{scenario.name} cannot be run with {chosen.name}",
+            todo=f"choose one of {', '.join(scenario.servers)}",
+        )
+    modes = _modes(request.modes, chosen.modes, chosen.name)
+    _raise_file_limit(CONNECTIONS + SPARE_FILES)
+    seed = random.SystemRandom().getrandbits(32) if request.seed is None else request.seed
+    notes: list[str] = []
+    private = _namespaces_work(notes)
+    with ExitStack() as stack:
+        probe, reason = _open_probe(stack)
+        setup = Setup(
+            server=chosen,
+            client=client(request.client),
+            connections=request.connections,
+            seconds=request.seconds,
+            warmup=request.warmup,
+            port=request.port or (PRIVATE_PORT if private else free_port(ADDRESS)),
+            workers=len(os.sched_getaffinity(0)),
+            probe=probe,
+            probe_reason=reason,
+            private=private,
+            note=notes.append,
+            run_options=request.run_options,
+            call_sites=request.call_sites,
+            rate=request.rate,
+        )
+        stack.enter_context(_terminable())
+        setup = scenario.prepare(setup)
+        advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))
+        done = run_rounds(
+            scenario, setup, modes, request.rounds, seed, advance, request.budget_seconds
+        )
+    if done.failure:
+        notes.append(f"stopped in round {len(done.complete) + 1}: {done.failure}")
+    return Outcome(assemble(scenario, setup, done, seed, notes), done.failure)
+
+
+def _modes(wanted: Sequence[str], has: Sequence[Mode], name: str) -> list[Mode]:
+    """Check the modes asked for against those that the server has."""
+    if not wanted:
+        return list(has)
+    for word in wanted:
+        if word not in tuple(Mode):
+            raise UsageError(f"no mode {word!r}", todo=f"choose of {', '.join(Mode)}")
+        if Mode(word) not in has:
+            raise UsageError(f"{name} has no mode {word!r}", todo=f"choose of {', '.join(has)}")
+    return [mode for mode in Mode if mode in wanted]
+
+
+def _namespaces_work(notes: list[str]) -> bool:
+    """Try to make a network namespace; where that fails, note what it means for the figures."""
+    try:
+        Netspace.make().close()
+    except FastsocketError as error:
+        notes.append(f"{HOST_REASON}: {error}")
+        return False
+    return True
+
+
+def _open_probe(stack: ExitStack) -> tuple[Probe | None, str]:
+    """Load the BPF counters, or say why that cannot be."""
+    try:
+        return stack.enter_context(Probe()), ""
+    except MissingFeatureError as error:
+        return None, str(error)
+
+
+def _raise_file_limit(needed: int) -> None:
+    """Let this process and its children open `needed` files.
+
+    Raises:
+        FastsocketError: The hard limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise FastsocketError(
+            f"{needed} open files are needed", f"the hard limit is {hard}", "raise it: ulimit -Hn"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C for a block: servers are ended and completed rounds are kept."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a progress bar on stderr for a block, if that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+    ) as progress:
+        task = progress.add_task(title, total=None)
+
+        def advance(done: int, total: int, text: str) -> None:
+            progress.update(task, completed=done, total=total, description=f"{title}: {text}")
+
+        yield advance

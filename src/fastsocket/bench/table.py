@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A result as a person reads it, within 80 columns."""
+
+from collections.abc import Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fastsocket.bench.result import Interval, Metric, Result
+
+__all__ = ["figure", "print_result", "render", "span"]
+
+# Metrics and units of the contract, in words that fit a column.
+LABELS = {
+    "cps": "connections/s",
+    "cpu_us_per_conn": "CPU us/connection",
+    "lock_contentions_per_1k": "lock contentions/1k",
+    "resched_ipis_per_1k": "resched IPIs/1k",
+    "local_percent": "local %",
+    "segments_per_conn": "segments/connection",
+    "worker_cv": "worker spread (CV)",
+    "worker_cv_renewed": "  half renewed (CV)",
+    "p99_us_calm": "p99 us, no stall",
+    "accepted_lost": "lost with a worker",
+    "queued_lost": "lost in a queue",
+}
+SITES_SHOWN = 8
+
+
+def figure(value: float) -> str:
+    """Return three significant digits, thousands as k: 0.0123, 4.56, 789, 12.3k."""
+    if abs(value) >= 9_999.5:
+        return f"{value / 1000:.1f}k" if abs(value) < 99_950 else f"{value / 1000:.0f}k"
+    if abs(value) >= 99.95:
+        return f"{value:.0f}"
+    if abs(value) >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.0995 or value == 0 else f"{value:.3f}"
+
+
+def span(interval: Interval | Metric) -> str:
+    """Return median and interval, such as ``1.08 [1.02–1.15]``; a dash where there is none."""
+    if interval.median is None or interval.low is None or interval.high is None:
+        return "–"
+    return f"{figure(interval.median)} [{figure(interval.low)}–{figure(interval.high)}]"
+
+
+def render(result: Result) -> RenderableType:
+    """Return the tables of medians, of ratios and of call sites, and the notes."""
+    host = result.host
+    head = Text(
+        f"{result.scenario}: {result.server}, "
+        f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.seconds:g} s, "
+        f"{result.connections} connections, {result.client}\n"
+        f"{host.model}, {host.cpus} CPUs, Linux {host.kernel}, commit {host.commit}\n"
+        "median [95 % bootstrap interval]; ratios taken round by round"
+    )
+    parts: list[RenderableType] = [head, _table(result.modes)]
+    if result.ratios:
+        parts.append(_table(result.ratios))
+    for mode, sites in result.call_sites.items():
+        if sites:
+            table = Table(title=f"Lock contentions/1k by call site, {mode}", box=None)
+            table.add_column("function")
+            table.add_column("per 1k", justify="right")
+            for name, rate in list(sites.items())[:SITES_SHOWN]:
+                table.add_row(name, figure(rate))
+            parts.append(table)
+    parts.extend(Text(f"note: {note}") for note in [*result.notes, *_reasons(result)])
+    return Group(*parts)
+
+
+def print_result(result: Result, console: Console) -> None:
+    """Print the tables; a terminal narrower than 80 columns wraps them."""
+    console.print(render(result))
+
+
+def _table(columns: Mapping[str, Mapping[str, Metric | Interval]]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    metrics = list(next(iter(columns.values())))
+    for metric in metrics:
+        table.add_row(
+            LABELS.get(metric, metric.replace("_us", " us")),
+            *(span(column[metric]) for column in columns.values()),
+        )
+    return table
+
+
+def _reasons(result: Result) -> list[str]:
+    """Return one line for each reason why something was not measured, with its metrics."""
+    found: dict[str, list[str]] = {}
+    for metrics in result.modes.values():
+        for name, metric in metrics.items():
+            if metric.reason and name not in found.setdefault(metric.reason, []):
+                found[metric.reason].append(name)
+    return [f"no {', '.join(names)}: {reason}" for reason, names in found.items()]

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Profiles: what is known to suit an application, each line with its reason."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastsocket.config import checked, read_toml
+from fastsocket.errors import UsageError
+
+__all__ = ["Advice", "Profile", "load_profile", "profile_for", "profile_names"]
+
+_PROFILES = Path(__file__).parent / "profiles"
+
+
+class Advice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A setting of the application itself that a profile recommends, and its reason."""
+
+    setting: str
+    why: str
+
+
+class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One parameter of a profile: its value, of any type until it is checked, and its reason."""
+
+    value: Any
+    why: str
+
+
+class _ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The form of profiles/NAME.toml."""
+
+    summary: str
+    programs: list[str]
+    parameters: dict[str, _Choice] = {}
+    advice: list[Advice] = []
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known to suit one application.
+
+    Attributes:
+        name: As given to ``run --profile``.
+        summary: How the application takes its connections, in one line.
+        programs: Names of the commands that it is for.
+        parameters: Parameter -> value, only those that the profile decides.
+        reasons: Parameter -> why.
+        advice: Settings for the application's own configuration.
+    """
+
+    name: str
+    summary: str
+    programs: tuple[str, ...]
+    parameters: dict[str, Any]
+    reasons: dict[str, str]
+    advice: tuple[Advice, ...]
+
+
+def profile_names() -> tuple[str, ...]:
+    """Return the names of the profiles in the package, sorted."""
+    return tuple(sorted(file.stem for file in _PROFILES.glob("*.toml")))
+
+
+def load_profile(name: str) -> Profile:
+    """Return a profile of the package.
+
+    Raises:
+        UsageError: There is no such profile; the message lists those that there are.
+    """
+    if name not in profile_names():  # also keeps a name from leading out of the folder
+        raise UsageError(f"unknown profile {name!r}", "", f"known are {', '.join(profile_names())}")
+    file = _PROFILES / f"{name}.toml"
+    form = msgspec.convert(read_toml(file), _ProfileFile)
+    values = {key: choice.value for key, choice in form.parameters.items()}
+    checked(values, str(file))
+    return Profile(
+        name=name,
+        summary=form.summary,
+        programs=tuple(form.programs),
+        parameters=values,
+        reasons={key: choice.why for key, choice in form.parameters.items()},
+        advice=tuple(form.advice),
+    )
+
+
+def profile_for(program: str) -> Profile | None:
+    """Return the profile whose programs include a command's file name, if there is one."""
+    profiles = (load_profile(name) for name in profile_names())
+    return next((profile for profile in profiles if program in profile.programs), None)

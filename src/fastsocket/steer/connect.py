@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Receive flow deliver without a preload: ports by CPU, given by a cgroup's connect hooks.
+
+For static and Go programs, and where the kernel has no IP_LOCAL_PORT_RANGE. The hooks cover every
+process in the cgroup and below; applications that bind a port themselves keep it.
+"""
+
+import os
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fastsocket.bpf.libbpf import BpfObject, Link
+from fastsocket.errors import UsageError
+from fastsocket.native import native_file
+from fastsocket.steer.program import per_cpu_sum, settings_for
+from fastsocket.steer.slices import SlicePlan
+
+__all__ = ["ConnectExit", "ConnectHooks"]
+
+
+class ConnectExit(IntEnum):
+    """What became of a connect() (enum connect_exit)."""
+
+    OWN = 0
+    BORROWED = 1
+    LEFT = 2
+    KEPT = 3
+
+
+class ConnectHooks:
+    """The hooks on a cgroup; they end when this is closed.
+
+    The hooks give out three quarters of each slice. A port that is bound serves one connection,
+    while the kernel's own choice may share a port among destinations: the rest is left for that.
+
+    Args:
+        cgroup: A folder in the cgroup v2 file system.
+        cpus: The CPU set, as given to the rule rfd.
+        plan: The slices of these CPUs.
+
+    Raises:
+        UsageError: There is no such cgroup.
+        BpfError: The kernel refuses.
+    """
+
+    def __init__(self, cgroup: Path, cpus: Sequence[int], plan: SlicePlan) -> None:
+        self._links: list[Link] = []
+        try:
+            handle = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UsageError(f"{cgroup} is no cgroup", error.strerror or "") from error
+        self._object = BpfObject(native_file("connect.bpf.o"))
+        try:
+            self._object.set_variable(0, bytes(settings_for(cpus)), ".rodata.steer")
+            self._object.load()
+            slices = self._object.map("slices")
+            for part in plan.slices:
+                size = (part.last - part.first + 1) * 3 // 4
+                slices.update(struct.pack("=I", part.index), struct.pack("=II", part.first, size))
+            for name in ("connect_ipv4", "connect_ipv6"):
+                self._links.append(self._object.program(name).attach_cgroup(handle))
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(handle)
+
+    def exits(self) -> dict[ConnectExit, int]:
+        """Return how many connects went each way so far."""
+        exits = self._object.map("exits")
+        return {way: per_cpu_sum(exits, int(way)) for way in ConnectExit}
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for link in self._links:
+            link.close()
+        self._links.clear()
+        self._object.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

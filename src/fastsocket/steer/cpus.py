@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The set of CPUs that a rule chooses from."""
+
+from pathlib import Path
+
+from fastsocket.errors import UsageError
+
+__all__ = ["cpu_set", "online_cpus", "parse_cpus"]
+
+_ONLINE = Path("/sys/devices/system/cpu/online")
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Parse a list such as ``0-3,8`` in the order in which it is written.
+
+    Raises:
+        UsageError: Not such a list, or a CPU comes twice.
+    """
+    numbers: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        try:
+            numbers += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise UsageError(
+                f"{text!r} is no list of CPUs", "", "write numbers and ranges, such as 0-3,8"
+            ) from None
+    if len(set(numbers)) != len(numbers) or not numbers or min(numbers) < 0:
+        raise UsageError(f"{text!r} is no list of CPUs", "", "name each CPU once")
+    return tuple(numbers)
+
+
+def online_cpus() -> tuple[int, ...]:
+    """Return the CPUs that are online."""
+    return parse_cpus(_ONLINE.read_text())
+
+
+def cpu_set(text: str | None) -> tuple[int, ...]:
+    """Return the CPUs in `text`, or all that are online.
+
+    Raises:
+        UsageError: One of them is absent or offline.
+    """
+    online = online_cpus()
+    chosen = parse_cpus(text) if text else online
+    missing = sorted(set(chosen) - set(online))
+    if missing:
+        raise UsageError(
+            f"CPU {', '.join(map(str, missing))} cannot take packets", "absent or offline",
+            f"choose from {_ONLINE.read_text().strip()}",
+        )  # fmt: skip
+    return chosen

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`fastsocket bench` with real servers: every metric, bad circumstances, nothing left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from fastsocket.bench.result import schema
+from fastsocket.bench.scenarios.short import Short
+
+pytestmark = pytest.mark.apps
+
+FASTSOCKET = [sys.executable, "-c", "from fastsocket.cli.main import main; main()"]
+# root without any capability: what an ordinary user has, with files that root owns.
+POWERLESS = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--"]
+
+
+def call(*words, prefix=()):
+    return subprocess.run(
+        [*prefix, *FASTSOCKET, *words], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def leftovers():
+    """Return the servers and directories of benches that are still there."""
+    found = [str(path) for path in Path("/tmp").glob("fastsocket-bench-*")]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if "fastsocket-bench-" in command:
+                found.append(command)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    before = set(leftovers())
+    yield
+    assert set(leftovers()) - before == set()
+
+
+def test_two_rounds_yield_every_metric(tmp_path):
+    output = tmp_path / "result.json"
+    done = call(
+        *("bench", "short", "--server", "nginx", "--modes", "stock,reuseport", "--runs", "2"),
+        *("--seconds", "1", "--seed", "1", "--call-sites", "--json", "--output", str(output)),
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert json.loads(output.read_text()) == document
+    jsonschema.validate(document, schema())
+    assert document["rounds"] == 2
+    assert set(document["modes"]) == {"stock", "reuseport"}
+    for metrics in document["modes"].values():
+        missing = [name for name in Short.metrics if None in metrics[name]["samples"]]
+        assert missing == []
+        assert metrics["errors"]["samples"] == [0, 0]
+        assert metrics["cps"]["low"] > 100
+        assert 9 <= metrics["segments_per_conn"]["median"] <= 11
+        assert 0 <= metrics["local_percent"]["median"] <= 100
+        assert 0 <= metrics["worker_cv"]["median"] <= (os.cpu_count() - 1) ** 0.5
+        assert 0 < metrics["p50_us"]["median"] <= metrics["p99_us"]["median"]
+        # No connection takes more CPU time than there was.
+        cost = metrics["cpu_us_per_conn"]["median"] * metrics["cps"]["median"]
+        assert 0 < cost <= 1.3e6 * os.cpu_count()
+    if len(os.sched_getaffinity(0)) > 1:
+        assert document["modes"]["stock"]["lock_contentions_per_1k"]["low"] > 0
+        assert document["call_sites"]["stock"]
+    again = call("bench", "short", "--output", str(output))
+    assert again.returncode == 4
+    assert "--force" in again.stderr
+
+
+@pytest.mark.parametrize("server", ["haproxy", "lighttpd", "gunicorn", "granian", "demo"])
+def test_other_servers_answer_without_errors(server):
+    done = call(
+        *("bench", "short", "--server", server, "--modes", "stock", "--runs", "1"),
+        *("--seconds", "0.5", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["modes"]["stock"]
+    assert metrics["errors"]["median"] == 0
+    assert metrics["cps"]["median"] > 100
+
+
+def test_without_privileges_the_rest_is_counted():
+    done = call(
+        *("bench", "short", "--server", "haproxy", "--modes", "stock", "--runs", "1"),
+        *("--seconds", "0.5", "--json"),
+        prefix=POWERLESS,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, schema())
+    metrics = document["modes"]["stock"]
+    for name in ("lock_contentions_per_1k", "resched_ipis_per_1k", "local_percent", "worker_cv"):
+        assert metrics[name]["median"] is None
+        assert "CAP_BPF" in metrics[name]["reason"]
+    assert metrics["cps"]["median"] > 100
+    assert metrics["cpu_us_per_conn"]["median"] > 0
+    assert any("namespace" in note for note in document["notes"])
+
+
+def test_a_taken_port_is_a_conflict():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = call(
+            *("bench", "short", "--server", "haproxy", "--modes", "stock", "--port", port),
+            prefix=POWERLESS,
+        )
+    assert done.returncode == 4
+    assert done.stderr.count("\n") == 1
+    assert f"port {port}" in done.stderr
+    assert "in use" in done.stderr
+
+
+def test_a_server_that_does_not_start_is_one_line():
+    done = call("bench", "short", "--modes", "fastsocket", "--run-options=--no-such-option")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "nginx under 'fastsocket run' ended at once" in done.stderr
+
+
+def test_bad_words_are_usage_errors():
+    for words in (["--modes", "fast"], ["--runs", "0"], ["--server", "apache"], ["--seed", "-1"]):
+        done = call("bench", "short", *words)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_keeps_completed_rounds_and_ends_the_server(number):
+    words = ["bench", "short", "--modes", "stock", "--runs", "500", "--seconds", "0.2", "--json"]
+    bench = subprocess.Popen([*FASTSOCKET, *words], stdout=subprocess.PIPE, text=True)
+    time.sleep(7)
+    bench.send_signal(number)
+    output, _ = bench.communicate(timeout=30)
+    assert bench.returncode == 130
+    document = json.loads(output)
+    jsonschema.validate(document, schema())
+    assert document["interrupted"]
+    assert 1 <= document["rounds"] < 500
+    assert len(document["modes"]["stock"]["cps"]["samples"]) == document["rounds"]
+
+
+def test_a_killed_bench_takes_its_server_along():
+    words = ["bench", "short", "--modes", "stock", "--runs", "5", "--seconds", "20"]
+    before = set(Path("/tmp").glob("fastsocket-bench-*"))
+    bench = subprocess.Popen([*FASTSOCKET, *words], stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 20
+    while not [name for name in leftovers() if "nginx" in name] and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    bench.kill()
+    bench.wait()
+    while [name for name in leftovers() if "nginx" in name] and time.monotonic() < end + 10:
+        time.sleep(0.1)
+    assert [name for name in leftovers() if "nginx" in name] == []
+    for directory in set(Path("/tmp").glob("fastsocket-bench-*")) - before:
+        for path in sorted(directory.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        directory.rmdir()
+
+
+def test_demo_compares_three_modes_and_claims_nothing_from_one_round():
+    begun = time.monotonic()
+    done = call("demo", "--runs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begun < 30
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, schema())
+    assert set(document["modes"]) == {"stock", "reuseport", "fastsocket"}
+    assert "too few" in document["verdict"][0]
+    assert any("ran in tier" in note for note in document["notes"])
+    ours = document["modes"]["fastsocket"]
+    assert [name for name in Short.metrics if None in ours[name]["samples"]] == []
+    assert ours["errors"]["median"] == 0
+    stock = document["modes"]["stock"]
+    assert ours["local_percent"]["median"] > stock["local_percent"]["median"]
+    assert ours["local_percent"]["median"] > 90
+
+
+def test_demo_prints_a_table_and_two_sentences():
+    done = call("demo", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "fastsocket/stock" in done.stdout
+    assert "too few" in done.stdout
