@@ -90,6 +90,7 @@
 
 /* What gives descriptors to another program. */
 #define FS_SPAWN_HOOKS(HOOK) \
+	HOOK(pid_t, vfork, (void), ()) \
 	HOOK(int, system, (const char *command), (command)) \
 	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
 

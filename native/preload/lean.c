@@ -260,6 +260,8 @@ void lean_release_all(enum fs_contradiction why)
 {
 	unsigned count = lean_thread.count, kept = 0;
 
+	if (getpid() != fs_pid)
+		return; /* a child of vfork() may have closed them; its parent will see to it */
 	lean_thread.count = 0;
 	for (unsigned i = 0; i < count; i++) {
 		int fd = lean_thread.fd[i];
@@ -426,7 +428,7 @@ void lean_shared(int fd)
 	entry->lean = LEAN_PLAIN;
 }
 
-/* Before a fork, or an exec in a child of vfork(). */
+/* Before a fork of any kind, or an exec. */
 void lean_spawn(void)
 {
 	lean_may_sleep(FS_SHARED);

@@ -23,4 +23,38 @@
 	}
 
 FS_SLEEP_HOOKS(SLEEPER)
-FS_SPAWN_HOOKS(SPAWNER)
+SPAWNER(int, system, (const char *command), (command))
+SPAWNER(FILE *, popen, (const char *command, const char *type), (command, type))
+
+/* vfork() returns twice from the same frame, so what is called before it cannot be a C function
+ * that calls it: this one keeps the promises and tells where to go on.
+ */
+__attribute__((used)) void *lean_before_vfork(void)
+{
+	lean_spawn();
+	return (void *)NEXT(vfork);
+}
+
+#if defined(__x86_64__)
+__asm__(".text\n"
+	".globl vfork\n"
+	".type vfork, @function\n"
+	"vfork:\n"
+	"	endbr64\n"
+	"	subq $8, %rsp\n"
+	"	call lean_before_vfork\n"
+	"	addq $8, %rsp\n"
+	"	jmp *%rax\n"
+	".size vfork, .-vfork\n");
+#elif defined(__aarch64__)
+__asm__(".text\n"
+	".globl vfork\n"
+	".type vfork, %function\n"
+	"vfork:\n"
+	"	stp x29, x30, [sp, #-16]!\n"
+	"	bl lean_before_vfork\n"
+	"	ldp x29, x30, [sp], #16\n"
+	"	mov x16, x0\n"
+	"	br x16\n"
+	".size vfork, .-vfork\n");
+#endif

@@ -29,6 +29,7 @@ STOCK, LEAN = 8080, 8081
 LEARNED = 70  # connections after which all means are on
 PAIRS = 9
 MOST_LATE_S = 0.001  # at the median of the pairs
+TEARDOWN_S = 0.005  # the kernel frees a killed process's memory before it closes its files
 TIMER_S = 0.030  # what a forgotten promise costs at least, less what a busy machine does
 SHORT: list[list[Any]] = [["write", "hello"]]
 Answer = list[tuple[float, bytes]]
@@ -39,6 +40,11 @@ class Servers(NamedTuple):
 
     lean: Application
     flag: Path
+
+
+def script(steps: list[list[Any]]) -> bytes:
+    """Return steps as the server reads them, in one piece."""
+    return json.dumps(steps).encode().ljust(512)
 
 
 def talk(port: int, steps: list[list[Any]], later: bytes = b"", pause: float = 0) -> Answer:
@@ -53,7 +59,7 @@ def talk(port: int, steps: list[list[Any]], later: bytes = b"", pause: float = 0
     with socket.create_connection(("127.0.0.1", port), timeout=15) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         begin = time.monotonic()
-        client.sendall(json.dumps(steps).encode() + b"\n")
+        client.sendall(script(steps))
         if later:
             time.sleep(pause)
             client.sendall(later)
@@ -128,7 +134,7 @@ BEHAVIOURS: dict[str, tuple[list[list[Any]], bytes, float]] = {
     "answers late": ([["sleep", 0.06], ["write", "hello"]], b"", 0),
     "reads the rest": ([["read", 60000], ["write", "hello"]], b"x" * 60000, 0.01),
     "reads a large upload": ([["read", 8 << 20], ["write", "hello"]], b"x" * (8 << 20), 0),
-    "large answer": ([["write", "x" * 1024, 8192]], b"", 0),
+    "large answer": ([["write", "x", 8 << 20]], b"", 0),
     "websocket": ([["write", "101"], ["echo", 9], ["write", "bye"]], b"ping", 0.02),
 }
 
@@ -143,7 +149,8 @@ def test_nobody_is_late(servers: Servers, name: str) -> None:
         stock, lean = (talk(port, steps, later, pause) for port in (STOCK, LEAN))
         assert text(lean) == text(stock)
         late += [ours - theirs for ours, theirs in zip(times(lean), times(stock), strict=True)]
-    assert statistics.median(late) < MOST_LATE_S, late
+    allowed = TEARDOWN_S if name == "crashes" else MOST_LATE_S
+    assert statistics.median(late) < allowed, late
     assert sorted(late)[-2] < TIMER_S, late
 
 
@@ -157,7 +164,7 @@ def test_silent_and_half_closing_clients(servers: Servers) -> None:
         with socket.create_connection(("127.0.0.1", LEAN), timeout=15) as client:
             time.sleep(silence)
             begin = time.monotonic()
-            client.sendall(json.dumps(SHORT).encode() + b"\n")
+            client.sendall(script(SHORT))
             client.shutdown(socket.SHUT_WR)
             assert client.recv(100) == b"hello"
             assert time.monotonic() - begin < TIMER_S
@@ -182,8 +189,7 @@ def test_unread_input_does_not_cost_the_answer(servers: Servers) -> None:
     for _ in range(20):
         learn(servers)
         with socket.create_connection(("127.0.0.1", LEAN), timeout=15) as client:
-            client.sendall(json.dumps([["write", "hello"]]).encode() + b"\n")
-            client.sendall(b"pipelined")
+            client.sendall(script(SHORT) + b"pipelined")
             assert client.recv(100) == b"hello"
         if lean_state(servers.lean, LEAN)["hold"]["state"] == "on":
             return
@@ -195,7 +201,7 @@ def greeting_delay(port: int) -> float:
         begin = time.monotonic()
         assert client.recv(100) == b"220 ready\r\n"
         late = time.monotonic() - begin
-        client.sendall(json.dumps([["write", "bye"]]).encode() + b"\n")
+        client.sendall(script([["write", "bye"]]))
         assert client.recv(100) == b"bye"
     return late
 

@@ -2,8 +2,8 @@
 """A server whose clients tell it how to behave: scripted.py PORT GREETING-FLAG.
 
 One worker at a time, renewed when it ends, serves one connection after the other: it greets
-first where the file GREETING-FLAG exists, reads a line of JSON, a list of steps, does them, and
-closes. Each step is a list of a name of `STEPS` and its arguments.
+first where the file GREETING-FLAG exists, reads a script, which is a JSON list of steps in SCRIPT
+bytes, does them, and closes. Each step is a list of a name of `STEPS` and its arguments.
 """
 
 import json
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+SCRIPT = 512
 GREETING = b"220 ready\r\n"
 _log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # as long as the process
 _kept: list[socket.socket] = []
@@ -83,10 +84,8 @@ def serve(listener: socket.socket, flag: Path) -> None:
         with connection:
             if flag.exists():
                 connection.sendall(GREETING)
-            line = b""
-            while not line.endswith(b"\n") and (piece := connection.recv(65536)):
-                line += piece
-            for name, *arguments in json.loads(line or b"[]"):
+            script = connection.recv(SCRIPT)
+            for name, *arguments in json.loads(script or b"[]"):
                 STEPS[name](connection, *arguments)
         for copy in _kept:
             copy.close()
