@@ -27,7 +27,7 @@
 __thread struct lean_thread lean_thread;
 uint16_t lean_spawns;
 
-static uint64_t slow_ticks; /* SLOW_NS by lean_ticks() */
+uint64_t lean_slow_ticks; /* SLOW_NS by lean_ticks(); 0 until that is known */
 static uint64_t start_ticks, start_ns;
 static uint64_t now_ns(void)
 {
@@ -49,23 +49,6 @@ void lean_start(void)
 {
 	start_ns = now_ns();
 	start_ticks = lean_ticks();
-}
-
-static __attribute__((noinline)) void calibrate(void)
-{
-	uint64_t ns = now_ns() - start_ns;
-
-	slow_ticks = (lean_ticks() - start_ticks) * (SLOW_NS / 1000) / (ns / 1000 + 1) + 1;
-}
-
-/* Whether the application took long since it wrote, without a wait: it computes, or sleeps in
- * a call that is not ours.
- */
-int lean_is_slow(const struct fd_entry *entry)
-{
-	if (unlikely(!slow_ticks))
-		calibrate();
-	return lean_ticks() - entry->at > slow_ticks;
 }
 
 /* Note what the thread used so far, for a verdict on what follows. */
@@ -212,7 +195,7 @@ static int is_open(int fd)
 }
 
 /* Forget the promises that were kept; keep all if that makes no room. */
-static __attribute__((noinline)) void make_room(void)
+void lean_make_room(void)
 {
 	unsigned count = 0;
 
@@ -222,14 +205,6 @@ static __attribute__((noinline)) void make_room(void)
 	lean_thread.count = count;
 	if (count == LEAN_MOST)
 		lean_release_all(FS_NOTHING);
-}
-
-/* Note that `fd` has a promise. */
-void lean_promise(int fd)
-{
-	if (unlikely(lean_thread.count >= LEAN_MOST))
-		make_room();
-	lean_thread.fd[lean_thread.count++] = fd;
 }
 
 /* Keep what was promised for the connection. TCP_CORK off sends what a write without MSG_MORE
@@ -321,11 +296,10 @@ void lean_before_io(int fd, int writes)
 /* Judgement */
 
 /* The first byte of an answer is written: was there a request, and was it just read? */
-void lean_first_answer(struct fd_entry *entry)
+void lean_judge_answer(struct fd_entry *entry)
 {
 	struct fs_lean *lean = lean_of(entry);
 
-	entry->lean |= LEAN_JUDGED;
 	if (entry->spawns != lean_spawns)
 		return;
 	if (!(entry->lean & LEAN_READ)) {
@@ -354,12 +328,18 @@ static int is_to_blame(uint64_t ticks)
 	if (!measured)
 		lean_thread.blames = 0;
 	else if (lean_thread.sleeps != sleeps || lean_thread.cpu_us - cpu_us > SLOW_NS / 1000)
-		lean_thread.blames += ticks > 4 * slow_ticks ? SLOW_WEIGHT : 1;
+		lean_thread.blames += ticks > 4 * lean_slow_ticks ? SLOW_WEIGHT : 1;
 	return lean_thread.blames >= SLOW_BLAMES;
 }
 
 void lean_was_slow(struct fd_entry *entry)
 {
+	if (!lean_slow_ticks) {
+		uint64_t us = (now_ns() - start_ns) / 1000 + 1;
+
+		lean_slow_ticks = (lean_ticks() - start_ticks) * (SLOW_NS / 1000) / us + 1;
+		return;
+	}
 	if (is_to_blame(lean_ticks() - entry->at))
 		contradict(lean_of(entry), FS_MEANS_HOLD, FS_WAS_SLOW);
 }

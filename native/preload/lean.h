@@ -20,7 +20,6 @@ enum lean_bits {
 	LEAN_OWED = 8, /* the request is not acknowledged */
 	LEAN_PLAIN = 16, /* does as it likes: nothing of ours any more */
 	LEAN_CORKED = 32, /* the application set TCP_CORK */
-	LEAN_JUDGED = 64, /* its first answer was */
 };
 
 #define LEAN_OPEN (LEAN_HELD | LEAN_OWED)
@@ -42,10 +41,9 @@ extern uint16_t lean_spawns; /* forks and execs: what was open then is shared fr
 /* lean.c */
 void lean_release_all(enum fs_contradiction why);
 void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why);
-void lean_promise(int fd);
-void lean_first_answer(struct fd_entry *entry);
+void lean_make_room(void);
+void lean_judge_answer(struct fd_entry *entry);
 void lean_judge_close(struct fd_entry *entry, int fd, int last);
-int lean_is_slow(const struct fd_entry *entry);
 void lean_was_slow(struct fd_entry *entry);
 void lean_measure(void);
 void lean_before_io(int fd, int writes);
@@ -87,6 +85,16 @@ static inline int lean_is_on(const struct fs_lean *lean, enum fs_means means)
 	return __atomic_load_n(&lean->on, __ATOMIC_RELAXED) >> means & 1;
 }
 
+extern uint64_t lean_slow_ticks;
+
+/* Whether the application took long since it wrote, without a wait: it computes, or sleeps in
+ * a call that is not ours.
+ */
+static inline int lean_is_slow(const struct fd_entry *entry)
+{
+	return lean_ticks() - entry->at > lean_slow_ticks;
+}
+
 /* The entry of a connection that is watched, else NULL. */
 static inline struct fd_entry *lean_connection(int fd)
 {
@@ -114,7 +122,7 @@ static inline void lean_wait_begins(int blocks)
 /* Before a write to `fd`, which may sleep if it is another than the promises'. */
 static inline void lean_write_begins(int fd)
 {
-	if (unlikely(lean_thread.count))
+	if (unlikely(lean_thread.count) && !(lean_thread.count == 1 && lean_thread.fd[0] == fd))
 		lean_before_io(fd, 1);
 }
 
@@ -126,6 +134,14 @@ static inline void lean_read_begins(int fd)
 	if (unlikely(lean_thread.count ||
 		     (entry->kind == FD_CONNECTION && entry->lean & LEAN_OPEN)))
 		lean_before_io(fd, 0);
+}
+
+/* Note that `fd` has a promise. */
+static inline void lean_promise(int fd)
+{
+	if (unlikely(lean_thread.count >= LEAN_MOST))
+		lean_make_room();
+	lean_thread.fd[lean_thread.count++] = fd;
 }
 
 /* After a read from a watched connection. */
@@ -169,15 +185,18 @@ static inline int lean_wants_hold(struct fd_entry *entry)
 /* After a write of at least a byte; `held` as it was done. */
 static inline void lean_was_written(struct fd_entry *entry, int fd, int held)
 {
+	const unsigned settled = 1u << FS_MEANS_DEFER | 1u << FS_MEANS_ACK;
 	uint8_t before = entry->lean;
 
-	if (!(before & LEAN_JUDGED))
-		lean_first_answer(entry);
+	if (!(before & LEAN_WROTE) &&
+	    unlikely(!(before & LEAN_READ) || entry->turn != lean_thread.turn ||
+		     (lean_of(entry)->on & settled) != settled))
+		lean_judge_answer(entry);
 	if (!entry->exchange || entry->turn != lean_thread.turn)
 		entry->exchange += entry->exchange < UINT8_MAX;
 	else if (unlikely(lean_is_slow(entry)))
 		lean_was_slow(entry);
-	entry->lean = (entry->lean & ~LEAN_OPEN) | LEAN_WROTE | (held ? LEAN_HELD : 0);
+	entry->lean = (before & ~LEAN_OPEN) | LEAN_WROTE | (held ? LEAN_HELD : 0);
 	entry->turn = lean_thread.turn;
 	entry->at = lean_ticks();
 	if (unlikely(lean_thread.watch))
