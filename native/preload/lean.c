@@ -42,7 +42,7 @@ int lean_is_wanted(void)
 {
 	const char *word = getenv("FASTSOCKET_LEAN");
 
-	return word && !strcmp(word, "auto");
+	return !word || strcmp(word, "off") != 0;
 }
 
 void lean_start(void)
