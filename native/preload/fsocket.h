@@ -45,6 +45,7 @@ enum fd_kind {
 	FD_CONNECTION, /* accepted from a slot */
 	FD_LISTENER, /* the application's listening socket */
 	FD_PRIVATE, /* opened by us; the application does not know that it is open */
+	FD_CLIENT, /* connected by the application, nothing written yet */
 	FD_ALONE, /* has what a sibling cannot have: signing keys, a program of its own */
 };
 

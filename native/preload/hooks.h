@@ -56,13 +56,13 @@
 	HOOK(ssize_t, sendfile64, (int out, int in, off_t *offset, size_t count), (out, in, offset, count)) \
 	HOOK(ssize_t, splice, (int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags), (in, in_offset, out, out_offset, size, flags)) \
 	HOOK(int, dup, (int fd), (fd)) \
+	HOOK(int, connect, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
 	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(long, syscall, (long number, long a, long b, long c, long d, long e, long f), (number, a, b, c, d, e, f))
 
 /* What may sleep: promises to clients are kept before. */
 #define FS_SLEEP_HOOKS(HOOK) \
-	HOOK(int, connect, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
 	HOOK(unsigned, sleep, (unsigned seconds), (seconds)) \
 	HOOK(int, usleep, (useconds_t time), (time)) \
 	HOOK(int, nanosleep, (const struct timespec *time, struct timespec *rest), (time, rest)) \

@@ -121,7 +121,7 @@ static struct fs_page *anonymous_page(void)
 	page->version = FS_PAGE_VERSION;
 	page->size = sizeof(*page);
 	page->listen_spawn = fs_mode;
-	page->lean = lean_is_wanted();
+	page->lean = lean_wanted;
 	if (sched_getaffinity(0, sizeof(set), &set) == 0)
 		for (int cpu = 0; cpu < FS_MAX_CPUS && cpu < CPU_SETSIZE; cpu++)
 			if (CPU_ISSET(cpu, &set))

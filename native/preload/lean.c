@@ -27,6 +27,7 @@
 __thread struct lean_thread lean_thread;
 uint16_t lean_spawns;
 
+int lean_wanted; /* connections may be made lean; servers ask the page, which agrees */
 uint64_t lean_slow_ticks; /* SLOW_NS by lean_ticks(); 0 until that is known */
 static uint64_t start_ticks, start_ns;
 static uint64_t now_ns(void)
@@ -37,16 +38,11 @@ static uint64_t now_ns(void)
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
 }
 
-/* Whether connections may be made lean, where no launcher says so. */
-int lean_is_wanted(void)
+void lean_start(void)
 {
 	const char *word = getenv("FASTSOCKET_LEAN");
 
-	return !word || strcmp(word, "off") != 0;
-}
-
-void lean_start(void)
-{
+	lean_wanted = !word || strcmp(word, "off") != 0;
 	start_ns = now_ns();
 	start_ticks = lean_ticks();
 }

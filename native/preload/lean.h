@@ -20,10 +20,13 @@ enum lean_bits {
 	LEAN_OWED = 8, /* the request is not acknowledged */
 	LEAN_PLAIN = 16, /* does as it likes: nothing of ours any more */
 	LEAN_CORKED = 32, /* the application set TCP_CORK */
+	LEAN_POLLED = 64, /* of a client: it waits for the connection to be writable */
+	LEAN_LEVEL = 128, /* and would be told so again and again */
 };
 
 #define LEAN_OPEN (LEAN_HELD | LEAN_OWED)
 #define LEAN_MOST 128 /* connections that one thread has promises for */
+#define LEAN_CLIENTS 64 /* connections that it opened and has not written to */
 
 struct lean_thread {
 	uint16_t turn; /* blocking waits so far */
@@ -33,6 +36,8 @@ struct lean_thread {
 	uint64_t cpu_us; /* CPU time of the thread at the last of them */
 	uint64_t sleeps; /* times that it had slept by then */
 	int fd[LEAN_MOST];
+	unsigned clients; /* entries of `client` in use */
+	int client[LEAN_CLIENTS];
 };
 
 extern __thread struct lean_thread lean_thread;
@@ -52,11 +57,17 @@ void lean_apply(struct listener *l);
 void lean_relearn(struct listener *l, struct fs_listener *pl);
 void lean_listener_option(struct listener *l, int level, int name, const void *value,
 			  socklen_t len);
-int lean_is_wanted(void);
 int lean_option(struct fd_entry *entry, int fd, int level, int name, const void *value,
 		socklen_t len);
 void lean_spawn(void);
 void lean_start(void);
+
+/* lean_client.c */
+extern int lean_wanted;
+void lean_client_writes(struct fd_entry *entry);
+void lean_client_reads(struct fd_entry *entry, int fd);
+void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned events);
+void lean_clients_wait(void);
 
 static inline uint64_t lean_ticks(void)
 {
@@ -115,6 +126,8 @@ static inline void lean_wait_begins(int blocks)
 {
 	if (blocks) {
 		lean_thread.turn++;
+		if (unlikely(lean_thread.clients))
+			lean_clients_wait();
 		lean_may_sleep(FS_WAITED);
 	}
 }
@@ -122,6 +135,10 @@ static inline void lean_wait_begins(int blocks)
 /* Before a write to `fd`, which may sleep if it is another than the promises'. */
 static inline void lean_write_begins(int fd)
 {
+	struct fd_entry *entry = fd_entry(fd);
+
+	if (unlikely(entry->kind == FD_CLIENT))
+		lean_client_writes(entry);
 	if (unlikely(lean_thread.count) && !(lean_thread.count == 1 && lean_thread.fd[0] == fd))
 		lean_before_io(fd, 1);
 }
@@ -129,8 +146,10 @@ static inline void lean_write_begins(int fd)
 /* Before a read from `fd`: the same, and the thread with its promise may be another. */
 static inline void lean_read_begins(int fd)
 {
-	const struct fd_entry *entry = fd_entry(fd);
+	struct fd_entry *entry = fd_entry(fd);
 
+	if (unlikely(entry->kind == FD_CLIENT))
+		lean_client_reads(entry, fd);
 	if (unlikely(lean_thread.count ||
 		     (entry->kind == FD_CONNECTION && entry->lean & LEAN_OPEN)))
 		lean_before_io(fd, 0);

@@ -343,7 +343,7 @@ static COLD int close_special(int fd)
 	}
 	if (l)
 		fs_listener_close(l);
-	else if (fd_entry(fd)->kind == FD_ALONE)
+	else if (fd_entry(fd)->kind == FD_ALONE || fd_entry(fd)->kind == FD_CLIENT)
 		fd_entry(fd)->kind = FD_OTHER;
 	return NEXT(close)(fd);
 }
@@ -437,6 +437,8 @@ EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
 	struct listener *l = listener_of(fd);
 
+	if (unlikely(fd_entry(fd)->kind == FD_CLIENT && event))
+		lean_client_polls(fd_entry(fd), fd, op != EPOLL_CTL_DEL, event->events);
 	return unlikely(l) ? epoll_ctl_listener(l, epfd, op, event) :
 			     NEXT(epoll_ctl)(epfd, op, fd, event);
 }
