@@ -3,6 +3,9 @@
 
 import os
 import shutil
+import socket
+import ssl
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +24,11 @@ __all__ = [
     "get",
     "lean_state",
     "learn",
+    "nginx_tls",
     "pollers",
     "program",
     "segments",
+    "tls_get",
 ]
 
 PORT = 8080
@@ -96,7 +101,7 @@ def _nginx(folder: Path, http: str = 'location / { return 200 "hello\\n"; }') ->
     folder.chmod(0o755)
     config = folder / "nginx.conf"
     config.write_text(
-        f"daemon off; worker_processes 2; pid {folder}/pid; error_log {folder}/error.log;\n"
+        f"daemon off; user root; worker_processes 2; pid {folder}/pid; error_log {folder}/error.log;\n"
         "events { worker_connections 512; accept_mutex off; }\n"
         f"http {{ access_log {folder}/access.log; sendfile on; tcp_nopush on;\n"
         f"server {{ listen 127.0.0.1:{PORT}; {http} }} }}\n"
@@ -169,6 +174,42 @@ def _granian(_: Path) -> list[str]:
 
 def _node(_: Path) -> list[str]:
     return [program("node"), str(PROGRAMS / "hello.js"), str(PORT), "0"]
+
+
+def nginx_tls(folder: Path, version: ssl.TLSVersion) -> tuple[list[str], ssl.SSLContext]:
+    """Return nginx's command line with a certificate of its own, and a client's settings."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    command = _nginx(
+        folder,
+        f"ssl_certificate {certificate}; ssl_certificate_key {key}; "
+        f"ssl_protocols {'TLSv1.2' if version == ssl.TLSVersion.TLSv1_2 else 'TLSv1.3'}; "
+        'location / { return 200 "hello\\n"; }',
+    )
+    config = folder / "nginx.conf"
+    config.write_text(config.read_text().replace(f"{PORT};", f"{PORT} ssl;"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = version
+    return command, context
+
+
+def tls_get(context: ssl.SSLContext) -> None:
+    """Make one HTTPS request on a connection of its own."""
+    with (
+        socket.create_connection(("127.0.0.1", PORT), timeout=15) as raw,
+        context.wrap_socket(raw) as connection,
+    ):
+        connection.sendall(REQUEST)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+        assert answer.endswith(b"hello\n")
 
 
 SERVERS: dict[str, Callable[[Path], list[str]]] = {
