@@ -316,15 +316,17 @@ void lean_judge_answer(struct fd_entry *entry)
  */
 static int is_to_blame(uint64_t ticks)
 {
-	uint64_t cpu_us = lean_thread.cpu_us, sleeps = lean_thread.sleeps;
+	uint64_t cpu_us = lean_thread.cpu_us, sleeps = lean_thread.sleeps, own_us;
 	int measured = lean_thread.watch;
 
 	lean_measure();
 	lean_thread.watch = SLOW_WATCH;
+	own_us = lean_thread.sleeps != sleeps ? ticks * (SLOW_NS / 1000) / lean_slow_ticks :
+						lean_thread.cpu_us - cpu_us;
 	if (!measured)
 		lean_thread.blames = 0;
-	else if (lean_thread.sleeps != sleeps || lean_thread.cpu_us - cpu_us > SLOW_NS / 1000)
-		lean_thread.blames += ticks > 4 * lean_slow_ticks ? SLOW_WEIGHT : 1;
+	else if (own_us > SLOW_NS / 1000)
+		lean_thread.blames += own_us > 4 * SLOW_NS / 1000 ? SLOW_WEIGHT : 1;
 	return lean_thread.blames >= SLOW_BLAMES;
 }
 

@@ -101,7 +101,7 @@ def _nginx(folder: Path, http: str = 'location / { return 200 "hello\\n"; }') ->
     folder.chmod(0o755)
     config = folder / "nginx.conf"
     config.write_text(
-        f"daemon off; user root; worker_processes 2; pid {folder}/pid; error_log {folder}/error.log;\n"
+        f"daemon off; user root; worker_processes 2; pid {folder}/pid;\n"
         "events { worker_connections 512; accept_mutex off; }\n"
         f"http {{ access_log {folder}/access.log; sendfile on; tcp_nopush on;\n"
         f"server {{ listen 127.0.0.1:{PORT}; {http} }} }}\n"
