@@ -32,6 +32,7 @@ struct lean_thread {
 	uint16_t turn; /* blocking waits so far */
 	uint16_t count; /* entries of `fd` in use, fulfilled ones among them */
 	int watch; /* writes that are still measured */
+	unsigned measured; /* writes that ever were */
 	int blames; /* how often, by weight, the application was slow after these */
 	uint64_t cpu_us; /* CPU time of the thread at the last of them */
 	uint64_t sleeps; /* times that it had slept by then */
