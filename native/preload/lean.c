@@ -445,8 +445,7 @@ int lean_option(struct fd_entry *entry, int fd, int level, int name, const void 
 }
 
 /* The application chose an option of its listener that is one of our means. */
-void lean_listener_option(struct listener *l, int level, int name, const void *value,
-			  socklen_t len)
+void lean_listener_option(struct listener *l, int level, int name, const void *value, socklen_t len)
 {
 	int means = name == TCP_QUICKACK ? FS_MEANS_ACK : FS_MEANS_DEFER;
 	struct fs_lean *lean;

@@ -91,7 +91,8 @@ EXPORT int connect(int fd, const struct sockaddr *addr, socklen_t len)
 
 	lean_may_sleep(FS_SLEPT);
 	if (to < 0 || entry == fd_entry(-1) || entry->kind != FD_OTHER)
-		return NEXT(connect)(fd, addr, len); /* or asks how the connect goes that it began */
+		return NEXT(connect)(fd, addr,
+				     len); /* or asks how the connect goes that it began */
 	on = destinations[to].on && lean_thread.clients < LEAN_CLIENTS &&
 	     NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &zero, sizeof(zero)) == 0;
 	result = NEXT(connect)(fd, addr, len);

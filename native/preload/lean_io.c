@@ -118,8 +118,8 @@ EXPORT ssize_t send(int fd, const void *data, size_t size, int flags)
 			   held);
 }
 
-EXPORT ssize_t sendto(int fd, const void *data, size_t size, int flags,
-		      const struct sockaddr *addr, socklen_t len)
+EXPORT ssize_t sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *addr,
+		      socklen_t len)
 {
 	struct fd_entry *entry = lean_connection(fd);
 	int held;
@@ -141,7 +141,8 @@ static __attribute__((noinline, cold)) void passes(const struct msghdr *message)
 
 		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
 			continue;
-		for (size_t at = 0; CMSG_LEN(at + sizeof(int)) <= head->cmsg_len; at += sizeof(int)) {
+		for (size_t at = 0; CMSG_LEN(at + sizeof(int)) <= head->cmsg_len;
+		     at += sizeof(int)) {
 			int fd;
 
 			memcpy(&fd, data + at, sizeof(fd));

@@ -8,18 +8,18 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-#define SLEEPER(result, name, parameters, arguments)                                               \
-	EXPORT result name parameters                                                              \
-	{                                                                                          \
-		lean_may_sleep(FS_SLEPT);                                                          \
-		return NEXT(name) arguments;                                                       \
+#define SLEEPER(result, name, parameters, arguments) \
+	EXPORT result name parameters                \
+	{                                            \
+		lean_may_sleep(FS_SLEPT);            \
+		return NEXT(name) arguments;         \
 	}
 
-#define SPAWNER(result, name, parameters, arguments)                                               \
-	EXPORT result name parameters                                                              \
-	{                                                                                          \
-		lean_spawn();                                                                      \
-		return NEXT(name) arguments;                                                       \
+#define SPAWNER(result, name, parameters, arguments) \
+	EXPORT result name parameters                \
+	{                                            \
+		lean_spawn();                        \
+		return NEXT(name) arguments;         \
 	}
 
 FS_SLEEP_HOOKS(SLEEPER)

@@ -183,13 +183,12 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 	if (fd_entry(connection)->kind == FD_CONNECTION)
 		closed(fd_entry(connection)); /* unseen: close_range(), a raw system call */
 	if (fd_entry(connection) != fd_entry(-1))
-		*fd_entry(connection) = (struct fd_entry){
-			.kind = FD_CONNECTION,
-			.listener = listener,
-			.slot = slot,
-			.era = fs_era,
-			.lean = fs_page->lean ? 0 : LEAN_PLAIN,
-			.spawns = lean_spawns};
+		*fd_entry(connection) = (struct fd_entry){.kind = FD_CONNECTION,
+							  .listener = listener,
+							  .slot = slot,
+							  .era = fs_era,
+							  .lean = fs_page->lean ? 0 : LEAN_PLAIN,
+							  .spawns = lean_spawns};
 	if (unlikely(fs_listeners[entry->listener].lean != fs_page->listener[listener].lean.on))
 		lean_apply(&fs_listeners[entry->listener]);
 }
