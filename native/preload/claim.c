@@ -248,7 +248,10 @@ static int put_in_place(struct listener *l, int fd)
 		if (l->origin < 0)
 			return -1;
 	}
-	return NEXT(dup3)(fd, l->fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0 ? -1 : 0;
+	if (NEXT(dup3)(fd, l->fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
+		return -1;
+	l->fd_cookie = fs_cookie(fd);
+	return 0;
 }
 
 struct stand_in *fs_stand_in(struct listener *l, int epfd)
@@ -279,6 +282,10 @@ int fs_claim(struct listener *l, int epfd)
 	int saved_errno = errno, slot = -1, first, place;
 	sigset_t saved, before;
 
+	if (fs_cookie(l->fd) != l->fd_cookie) { /* closed by a raw system call */
+		fs_listener_close(l);
+		return -1;
+	}
 	fs_hold_signals(&before);
 	fs_lock(&pl->lock, &saved);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
@@ -286,8 +293,7 @@ int fs_claim(struct listener *l, int epfd)
 	if (first && !is_taken(l, pl)) {
 		slot = claim_socket(l, pl, l->origin >= 0 ? l->origin : l->fd, l->cookie, 1);
 		if (slot >= 0 && l->origin >= 0)
-			NEXT(dup3)
-		(l->origin, l->fd, fcntl(l->fd, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
+			put_in_place(l, l->origin);
 	} else if (can_choose(l, pl) && (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 

@@ -87,6 +87,7 @@ struct listener {
 	unsigned lean; /* fs_lean.on as its sockets in this process have it */
 	int inherited_epoll; /* an ancestor polls it in an epoll instance that we may share */
 	uint64_t cookie; /* of the application's own socket */
+	uint64_t fd_cookie; /* of the socket behind `fd`; another one there is a stranger */
 	int stand_ins;
 	int siblings;
 	struct stand_in stand_in[FS_MAX_SLOTS];

@@ -10,6 +10,8 @@
 	HOOK(int, accept, (int fd, struct sockaddr *addr, socklen_t *len), (fd, addr, len)) \
 	HOOK(int, accept4, (int fd, struct sockaddr *addr, socklen_t *len, int flags), (fd, addr, len, flags)) \
 	HOOK(int, close, (int fd), (fd)) \
+	HOOK(int, close_range, (unsigned first, unsigned last, int flags), (first, last, flags)) \
+	HOOK(void, closefrom, (int first), (first)) \
 	HOOK(int, shutdown, (int fd, int how), (fd, how)) \
 	HOOK(int, setsockopt, (int fd, int level, int name, const void *value, socklen_t len), (fd, level, name, value, len)) \
 	HOOK(int, getsockopt, (int fd, int level, int name, void *value, socklen_t *len), (fd, level, name, value, len)) \

@@ -76,6 +76,7 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 	}
 	if (sendmsg(keeper, &message, MSG_NOSIGNAL) == sizeof(*request)) {
 		part = (struct iovec){.iov_base = reply, .iov_len = sizeof(*reply)};
+		memset(&control, 0, sizeof(control));
 		message.msg_control = control.bytes;
 		message.msg_controllen = sizeof(control.bytes);
 		if (NEXT(recvmsg)(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
@@ -83,8 +84,9 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 			error = reply->error;
 			result = error ? -1 : 0;
 		}
-		head = CMSG_FIRSTHDR(&message);
-		if (page_fd && head && head->cmsg_type == SCM_RIGHTS)
+		head = CMSG_FIRSTHDR(&message); /* none, or an empty one, if no number was free */
+		if (page_fd && head && head->cmsg_type == SCM_RIGHTS &&
+		    head->cmsg_len >= CMSG_LEN(sizeof(int)))
 			memcpy(page_fd, CMSG_DATA(head), sizeof(int));
 	}
 	NEXT(close)(keeper);

@@ -60,10 +60,12 @@ void fs_listener_add(int fd, int backlog, int inherited)
 	struct listener *l = known(fd);
 	uint64_t cookie = fs_cookie(fd);
 
-	if (l && (cookie == l->cookie || l->slot >= 0)) {
+	if (l && cookie == l->fd_cookie) {
 		listen_again(l, backlog);
 		goto out;
 	}
+	if (l) /* closed behind our back */
+		fs_listener_close(l);
 	if (fd_entry(fd) == fd_entry(-1) || fd_entry(fd)->kind == FD_ALONE ||
 	    !fs_can_have_siblings(fd))
 		goto out;
@@ -86,7 +88,7 @@ void fs_listener_add(int fd, int backlog, int inherited)
 	l->page_index = page_index;
 	l->own_reuseport = reuseport && pl->late_cookie != cookie;
 	l->backlog = backlog;
-	l->cookie = cookie;
+	l->cookie = l->fd_cookie = cookie;
 	*fd_entry(fd) = (struct fd_entry){.kind = FD_LISTENER, .listener = l - fs_listeners};
 	fs_unclaimed++;
 out:
@@ -109,6 +111,8 @@ void fs_listener_close(struct listener *l)
 		fs_private_close(l->sibling[i], l->sibling_cookie[i]);
 	fs_private_close(l->origin, l->cookie);
 	l->fd = -1;
+	l->slot = SHARED;
+	l->siblings = l->stand_ins = 0;
 	errno = saved;
 }
 

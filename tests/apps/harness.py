@@ -39,6 +39,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 PATIENCE_S = 15.0
 CLONE_NEWNET = 0x40000000
 KEEPER_COMM = "fastsocket-keep"
+_HOST_NAMESPACE = Path("/proc/self/ns/net").readlink()
 _libc = ctypes.CDLL(None, use_errno=True)
 _SS_USER = re.compile(r"pid=(\d+),fd=(\d+)")
 
@@ -68,9 +69,19 @@ def namespace() -> Iterator[None]:
             assert _libc.setns(before.fileno(), CLONE_NEWNET) == 0
 
 
-def _inhabitants() -> list[int]:
-    """Return the other living processes of this network namespace."""
+def _own_namespace() -> Path:
+    """Return this thread's network namespace, which must not be the host's."""
     here = Path("/proc/thread-self/ns/net").readlink()
+    assert here != _HOST_NAMESPACE, "use the fixture own_network"
+    return here
+
+
+def _inhabitants() -> list[int]:
+    """Return the other living processes of this network namespace, if it is one of ours.
+
+    They are killed when a test fails: those of the host's namespace are none of our business.
+    """
+    here = _own_namespace()
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():
@@ -177,6 +188,7 @@ class Application:
         directory: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
+        _own_namespace()
         words = [str(word) for word in command]
         if accelerated:
             words = fastsocket_command("run", *options, "--", *words)

@@ -157,7 +157,7 @@ def test_keeper_killed_under_load(cpus: list[int]) -> None:
             wait_until(lambda: clients.served > before + 100, "clients to be served after it")
         assert not clients.errors
         for cpu, answers in who_serves(PORT, cpus[:2]).items():
-            assert sum(answer["cpu"] == cpu for answer in answers) > len(answers) / 2
+            assert cpu in {answer["cpu"] for answer in answers}
         assert app.stop() == 0
 
 
