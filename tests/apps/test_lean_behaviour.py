@@ -144,12 +144,15 @@ def test_nobody_is_late(servers: Servers, name: str) -> None:
     """At the moment of the change: all means on, then a connection of another kind."""
     steps, later, pause = BEHAVIOURS[name]
     late: list[float] = []
+    firsts: list[float] = []
     for _ in range(PAIRS):
         learn(servers)
         stock, lean = (talk(port, steps, later, pause) for port in (STOCK, LEAN))
         assert text(lean) == text(stock)
+        firsts.append(times(stock)[0])
         late += [ours - theirs for ours, theirs in zip(times(lean), times(stock), strict=True)]
-    allowed = TEARDOWN_S if name == "crashes" else MOST_LATE_S
+    quarters = statistics.quantiles(firsts)  # a busy machine makes stock itself vary
+    allowed = (TEARDOWN_S if name == "crashes" else MOST_LATE_S) + quarters[2] - quarters[0]
     assert statistics.median(late) < allowed, late
     assert sorted(late)[-2] < TIMER_S, late
 

@@ -6,6 +6,7 @@ from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum
 
 __all__ = [
+    "LEAN_MOST_PROOF",
     "LEAN_NEVER",
     "LEAN_PROOF",
     "MAGIC",
@@ -37,6 +38,7 @@ MAX_PROCESSES = 1024
 MAX_CPUS = 1024
 NO_CPU = 0xFFFFFFFF
 LEAN_PROOF = 64
+LEAN_MOST_PROOF = 4096
 LEAN_NEVER = 0xFFFFFFFF
 
 
