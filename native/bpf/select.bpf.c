@@ -6,6 +6,7 @@
  * Needs no BTF of the kernel and no CO-RE relocation, so that it loads within a millisecond.
  */
 #include <linux/bpf.h>
+#include <linux/tcp.h>
 #include <bpf/bpf_helpers.h>
 
 #include "page.h"
@@ -168,9 +169,19 @@ static __always_inline void notice_length(struct fs_listener *listener, const st
 		listener->by_live = by_live;
 }
 
-/* Count the connection and hand it to the slot's socket. */
+/* Whether the packet begins a connection. Stray ones that belong to a closed connection, or carry a
+ * SYN cookie back, come here too; they must not count as if somebody had to accept them.
+ */
+static __always_inline int is_syn(const struct sk_reuseport_md *ctx)
+{
+	const struct tcphdr *tcp = (const void *)(long)ctx->data;
+
+	return (const void *)(tcp + 1) <= (const void *)(long)ctx->data_end && tcp->syn && !tcp->ack;
+}
+
+/* Hand the packet to the slot's socket and, if it `counts`, count the connection. */
 static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_listener *listener,
-				    __u32 index, __u64 now, int spilled)
+				    __u32 index, __u64 now, int spilled, int counts)
 {
 	struct fs_slot *slot = &listener->slot[index & SLOT_MASK];
 	__u64 epoch = now >> WINDOW_SHIFT;
@@ -178,6 +189,8 @@ static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_liste
 
 	if (bpf_sk_select_reuseport(ctx, &fs_sockets, &key, 0))
 		return 0;
+	if (!counts)
+		return 1;
 	if (slot->epoch != epoch) {
 		slot->before = slot->epoch + 1 == epoch ? slot->window : 0;
 		slot->epoch = epoch;
@@ -255,7 +268,7 @@ static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_li
 	return best;
 }
 
-static __always_inline int choose(struct sk_reuseport_md *ctx)
+static __always_inline int choose(struct sk_reuseport_md *ctx, int counts)
 {
 	__u32 zero = 0, local = NO_SLOT, fallback = NO_SLOT;
 	struct fs_listener *listener;
@@ -271,14 +284,14 @@ static __always_inline int choose(struct sk_reuseport_md *ctx)
 	now = bpf_ktime_get_ns();
 	if (page->policy == FS_POLICY_LOCAL)
 		local = local_slot(page, listener, now, &fallback);
-	if (local != NO_SLOT && use_slot(ctx, listener, local, now, 0))
+	if (local != NO_SLOT && use_slot(ctx, listener, local, now, 0, counts))
 		return SK_PASS;
 	best = least_loaded(listener->slots, now);
 	if (best & LATE && fallback != NO_SLOT &&
 	    slot_load(fallback, now) >> LATENESS_AT < (best + NEARLY) >> LATENESS_AT &&
-	    use_slot(ctx, listener, fallback, now, 0))
+	    use_slot(ctx, listener, fallback, now, 0, counts))
 		return SK_PASS; /* nobody keeps up: then locality at least */
-	if (!(best & UNCLAIMED) && use_slot(ctx, listener, best, now, 1))
+	if (!(best & UNCLAIMED) && use_slot(ctx, listener, best, now, 1, counts))
 		return SK_PASS;
 	__sync_fetch_and_add(&listener->passed, 1);
 	listener->help = 1; /* the kernel may choose an orphan */
@@ -288,11 +301,11 @@ static __always_inline int choose(struct sk_reuseport_md *ctx)
 SEC("sk_reuseport")
 int fs_select(struct sk_reuseport_md *ctx)
 {
-	return choose(ctx);
+	return choose(ctx, is_syn(ctx));
 }
 
 SEC("sk_reuseport/migrate")
 int fs_migrate(struct sk_reuseport_md *ctx)
 {
-	return choose(ctx);
+	return choose(ctx, ctx->migrating_sk || is_syn(ctx));
 }

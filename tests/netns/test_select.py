@@ -5,6 +5,7 @@ import ctypes
 import os
 import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -197,6 +198,31 @@ def test_handshakes_that_never_end_are_forgotten(group: Callable[..., Group]) ->
     time.sleep(1.1)
     assert two.connect(CPUS[0]) == 0
     assert two.entry.slot[0].settled == 5
+
+
+def test_stray_packets_are_no_connections(group: Callable[..., Group]) -> None:
+    """Data for a connection that is gone reaches the program too, as nothing else takes it."""
+    two = group(2)
+    before = sum(two.assigned())
+    with raw_segment(two.address[1]) as send:
+        for _ in range(10):
+            send()
+    assert sum(two.assigned()) == before
+    two.connect(CPUS[0])
+    assert sum(two.assigned()) == before + 1
+
+
+@contextmanager
+def raw_segment(port: int) -> Iterator[Callable[[], int]]:
+    """Send ACKs of no connection to a port of 127.0.0.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        ack = struct.pack("!HHIIBBHHH", 9, port, 1, 1, 5 << 4, 0x10, 1024, 0, 0)
+        pseudo = socket.inet_aton("127.0.0.1") * 2 + struct.pack("!BBH", 0, 6, len(ack))
+        total = sum(struct.unpack(f"!{len(pseudo + ack) // 2}H", pseudo + ack))
+        total = (total & 0xFFFF) + (total >> 16)
+        total = (total & 0xFFFF) + (total >> 16)
+        segment = ack[:16] + struct.pack("!H", ~total & 0xFFFF) + ack[18:]
+        yield lambda: raw.sendto(segment, ("127.0.0.1", 0))
 
 
 def test_policies(group: Callable[..., Group]) -> None:
