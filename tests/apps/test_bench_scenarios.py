@@ -111,8 +111,9 @@ def test_scale_on_one_core_is_local():
     assert set(document["usl"]) == {"fastsocket"}
 
 
-def test_scale_without_privileges():
-    words = ["--server", "demo", "--modes", "stock", "--seconds", "0.3", "--cores", "1"]
+@pytest.mark.parametrize("server", ["nginx", "demo"])
+def test_scale_without_privileges(server):
+    words = ["--server", server, "--modes", "stock", "--seconds", "0.3", "--cores", "1"]
     document = document_of("scale", *words, prefix=POWERLESS)
     (point,) = document["points"]
     metrics = point["modes"]["stock"]

@@ -99,6 +99,17 @@ def test_redis_treats_its_clients_the_same(tmp_path: Path) -> None:
         assert local
         assert local["redirected"] > 10
         assert local["off"] == ""
+        words = [*fastsocket_command(), "status", str(pid)]
+        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert f"local fast path of port {PORT} is active" in shown
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "redis"])
+def test_wrong_ports_are_refused(port: str) -> None:
+    words = [*fastsocket_command(), "run", "--local-fast-path", port, "--", "true"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("own_network")

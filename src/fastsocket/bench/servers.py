@@ -26,6 +26,8 @@ ANSWER = "0123456789abcdef" * 4
 # Below the hard limit of open files that containers usually get (4,096 or more).
 CONNECTIONS = 3000
 BACKLOG = 2048
+# A user that is not root, whatever its name.
+NOBODY = 65534
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,22 @@ def cpu_mask(cpus: Sequence[int]) -> str:
     return " " + "".join("1" if cpu in cpus else "0" for cpu in range(max(cpus), -1, -1))
 
 
+def _identity(site: Site) -> str:
+    """Return the directive that lets nginx's workers stay root where root has no capabilities.
+
+    Such a root, as in some containers, cannot give the workers' directories to another user, and
+    nginx ends then.
+    """
+    probe = site.file("owner", "")
+    try:
+        os.chown(probe, NOBODY, -1)
+    except PermissionError:
+        return "user root;\n" if os.geteuid() == 0 else ""
+    finally:
+        probe.unlink()
+    return ""
+
+
 def _temporary_paths(nginx: str, directory: Path) -> str:
     """Return directives that keep nginx out of directories that only root may write."""
     paths = ("client_body", *_passing_modules(nginx))
@@ -150,7 +168,7 @@ class Nginx:
             "nginx.conf",
             f"""\
 daemon off;
-worker_processes {site.workers};
+{_identity(site)}worker_processes {site.workers};
 worker_cpu_affinity auto{cpu_mask(site.cpus)};
 pid {site.directory}/nginx.pid;
 error_log stderr;
