@@ -176,7 +176,8 @@ static __always_inline int is_syn(const struct sk_reuseport_md *ctx)
 {
 	const struct tcphdr *tcp = (const void *)(long)ctx->data;
 
-	return (const void *)(tcp + 1) <= (const void *)(long)ctx->data_end && tcp->syn && !tcp->ack;
+	return (const void *)(tcp + 1) <= (const void *)(long)ctx->data_end && tcp->syn &&
+	       !tcp->ack;
 }
 
 /* Hand the packet to the slot's socket and, if it `counts`, count the connection. */

@@ -521,8 +521,8 @@ __attribute__((visibility("default"))) int fsocket_sweep(struct fs_page *page, u
 }
 
 /* No socket of that cookie is left: the slot of an orphan is free. */
-__attribute__((visibility("default"))) int
-fsocket_forget(struct fs_page *page, unsigned listener, unsigned slot, uint64_t cookie)
+__attribute__((visibility("default"))) int fsocket_forget(struct fs_page *page, unsigned listener,
+							  unsigned slot, uint64_t cookie)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	struct fs_slot *gone = &pl->slot[slot & (FS_MAX_SLOTS - 1)];
