@@ -50,7 +50,7 @@ enum fs_slot_state {
 
 /* One thread that polls; one cache line, written by that thread alone. */
 struct fs_worker {
-	__u64 busy_since; /* shim: CLOCK_MONOTONIC_COARSE in ns of the last return from a wait, 0 = polling */
+	__u64 busy_since; /* shim: CLOCK_MONOTONIC in ns of the last return from a wait, 0 = polling */
 	__u64 waits; /* shim: waits begun */
 	__u64 start; /* lock: start time of the process in clock ticks after boot, against reused pids */
 	__u32 pid; /* lock: process, 0 = entry free */

@@ -429,7 +429,7 @@ static inline void wait_ends(void)
 	struct timespec now;
 
 	if (fs_worker) {
-		clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+		clock_gettime(CLOCK_MONOTONIC, &now);
 		fs_worker->busy_since = now.tv_sec * 1000000000ULL + now.tv_nsec;
 	}
 }
