@@ -12,7 +12,6 @@ The configuration file is the one given with ``--config``, else ``/etc/fastsocke
 the current folder is not read: where a shell happens to stand must not change how servers run.
 """
 
-import tomllib
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,6 +123,8 @@ def load_config(path: Path | None = None) -> Parameters:
 
 def read_toml(file: Path) -> dict[str, Any]:
     """Return a TOML file's content, or say what is wrong with it."""
+    import tomllib  # few hosts have a file, and every launch comes by here
+
     try:
         return tomllib.loads(file.read_text())
     except OSError as error:
