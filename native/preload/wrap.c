@@ -177,7 +177,7 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
 }
 
-/* A thread that accepts what another one polled: try the sockets of all its threads. */
+/* A thread that accepts and has polled none of the sockets itself: try those of all threads. */
 static COLD int accept_any(struct listener *l, struct source tried, struct sockaddr *addr,
 			   socklen_t *len, int flags, int *slot)
 {
@@ -265,7 +265,8 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (likely(connection < 0))
 		connection = NEXT(accept4)(source.fd, addr, len, flags);
 	if (unlikely(connection < 0 && errno == EAGAIN && source.fd == fd &&
-		     fs_listeners[entry->listener].stand_ins))
+		     fs_listeners[entry->listener].stand_ins &&
+		     fs_listeners[entry->listener].epfd != fs_last_epfd))
 		connection = accept_any(&fs_listeners[entry->listener], source, addr, len, flags,
 					&source.slot);
 	if (connection >= 0 && source.slot >= 0)
