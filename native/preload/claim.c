@@ -317,6 +317,12 @@ int fs_claim(struct listener *l, int epfd)
 	fs_hold_signals(&before);
 	fs_lock(&pl->lock, &saved);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
+	if (!first && epfd < 0) { /* another thread was quicker, and this one polls the same */
+		fs_unlock(&pl->lock, &saved);
+		fs_release_signals(&before);
+		errno = saved_errno;
+		return l->slot;
+	}
 	if (sweep(pl))
 		fs_level(pl);
 	if (first && !is_taken(l, pl)) {
@@ -371,6 +377,8 @@ void fs_pause(struct listener *l, int index, int paused)
 	fs_lock(&pl->lock, &saved);
 	if (pl->slot[index].state == (paused ? FS_SLOT_CLAIMED : FS_SLOT_PAUSED))
 		set_state(pl, index, paused ? FS_SLOT_PAUSED : FS_SLOT_CLAIMED);
+	if (paused) /* what waits there is for the others */
+		pl->slot[index].help = pl->help = 1;
 	fs_unlock(&pl->lock, &saved);
 }
 

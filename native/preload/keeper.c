@@ -19,6 +19,7 @@
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static socklen_t address_length;
+static uid_t first_user;
 
 /* Remember the keeper's name; applications such as nginx clear their environment later. */
 void fs_keeper_find(void)
@@ -28,8 +29,19 @@ void fs_keeper_find(void)
 
 	if (!length || length >= sizeof(address.sun_path) - 1)
 		return;
+	first_user = geteuid();
 	memcpy(address.sun_path + 1, name, length); /* a leading zero: an abstract name */
 	address_length = offsetof(struct sockaddr_un, sun_path) + 1 + length;
+}
+
+/* Anybody could listen at the keeper's name: it must be root or the user that we started as. */
+static int is_trusted(int keeper)
+{
+	struct ucred peer = {.uid = -1};
+	socklen_t length = sizeof(peer);
+
+	return NEXT(getsockopt)(keeper, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
+	       (peer.uid == 0 || peer.uid == first_user);
 }
 
 static int try_keeper(void)
@@ -48,6 +60,11 @@ static int try_keeper(void)
 	NEXT(setsockopt)(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	if (connect(fd, (struct sockaddr *)&address, address_length) < 0) {
 		NEXT(close)(fd);
+		return -1;
+	}
+	if (!is_trusted(fd)) {
+		NEXT(close)(fd);
+		errno = EPERM;
 		return -1;
 	}
 	return fd;

@@ -29,7 +29,7 @@ void fs_lock(uint32_t *word, sigset_t *saved)
 		if (__atomic_compare_exchange_n(word, &holder, me, 0, __ATOMIC_ACQUIRE,
 						__ATOMIC_RELAXED))
 			return;
-		if ((waits == PATIENCE || !fs_alive(holder, holder, 0)) &&
+		if ((waits >= PATIENCE || !fs_alive(holder, holder, 0)) &&
 		    __atomic_compare_exchange_n(word, &holder, me, 0, __ATOMIC_ACQUIRE,
 						__ATOMIC_RELAXED))
 			return;

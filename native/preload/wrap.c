@@ -210,7 +210,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
 	int saved = errno, connection = -1, orphans = 0;
 
-	if (slot < 0 || !(fcntl(l->fd, F_GETFL) & O_NONBLOCK))
+	if (slot < 0)
 		return -1;
 	pl->help = 0;
 	page_slot(l->page_index, slot)->help = 0; /* its worker is at it */
@@ -221,7 +221,7 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 				 -1;
 
 		orphans |= other->state == FS_SLOT_ORPHAN;
-		if (fd < 0)
+		if (fd < 0 || !(fcntl(fd, F_GETFL) & O_NONBLOCK))
 			continue;
 		connection = NEXT(accept4)(fd, addr, len, flags);
 		if (connection < 0)

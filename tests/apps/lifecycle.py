@@ -12,6 +12,7 @@ from typing import Any
 
 from fastsocket.bench.probe import LOSSES, Probe
 from fastsocket.native import native_file
+from tests.apps.harness import wait_until
 
 __all__ = ["Load", "load", "load_with_kills"]
 
@@ -45,6 +46,12 @@ class Load:
         assert self.completed >= at_least, self.result
 
 
+def _connected(port: int) -> bool:
+    """Whether anything but listeners uses the port, by /proc/net/tcp (0A is LISTEN)."""
+    rows = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
+    return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] != "0A" for row in rows)
+
+
 @contextmanager
 def load(port: int, connections: int = 16, *words: str) -> Iterator[Load]:
     """Keep that many connections going for the length of the block."""
@@ -54,6 +61,7 @@ def load(port: int, connections: int = 16, *words: str) -> Iterator[Load]:
     )
     running = Load(process)
     try:
+        wait_until(lambda: _connected(port), "the load to begin")
         yield running
         process.send_signal(signal.SIGINT)
         running.result = json.loads(process.communicate(timeout=FINISH_S)[0])

@@ -194,16 +194,18 @@ class Keeper:
                 data, fds, _, _ = socket.recv_fds(peer, 64, 2)
             except OSError:
                 return
+            member: socket.socket | None = None
             try:
-                self._answer(peer, data, fds)
+                member = _tcp(fds) if fds else None
+                self._answer(peer, data, member)
             except (OSError, BpfError) as error:
                 self.reasons["last request"] = str(error)
                 self._reply(peer, pack_reply(error.errno or errno.EIO))
             finally:
-                for fd in fds:
-                    os.close(fd)
+                if member:
+                    member.close()
 
-    def _answer(self, peer: socket.socket, data: bytes, fds: list[int]) -> None:
+    def _answer(self, peer: socket.socket, data: bytes, member: socket.socket | None) -> None:
         pid, uid, _ = SO_PEERCRED_FORMAT.unpack(
             peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, SO_PEERCRED_FORMAT.size)
         )
@@ -215,11 +217,11 @@ class Keeper:
         match request.op:
             case Op.STATUS:
                 self._reply(peer, json.dumps(self.status()).encode())
-            case Op.JOIN if fds:
+            case Op.JOIN if member:
                 self._watch(pid)
-                self._join(peer, pid, socket.socket(fileno=os.dup(fds[0])), Join(request.flags & 3))
-            case Op.ADD if fds:
-                self._add(request, socket.socket(fileno=os.dup(fds[0])))
+                self._join(peer, pid, member, Join(request.flags & 3))
+            case Op.ADD if member:
+                self._add(request, member)
                 self._reply(peer, pack_reply())
             case Op.WORKER:
                 self._watch(pid)
@@ -257,8 +259,10 @@ class Keeper:
             self._names[index] = (family, *name[:2])
             if how == Join.LATE | Join.INHERITED and pid == self.pid:
                 self._lent.append(member.dup())
-            data = pack_reply(0, index, self.page.view.listener[index].tier)
-            socket.send_fds(peer, [data], [self.page.fd])
+        # Closed before the answer: the application may close its own at once, and the port must
+        # be free then.
+        data = pack_reply(0, index, self.page.view.listener[index].tier)
+        socket.send_fds(peer, [data], [self.page.fd])
         if self.tier >= Tier.SELECT:
             # A second socket that listens gets connections by hash until the program is attached:
             # then it must not have to be loaded first.
@@ -333,7 +337,7 @@ class Keeper:
             return
         try:
             fd = os.pidfd_open(pid)
-        except OSError:
+        except (OSError, OverflowError):  # gone, or never a process: the page may say anything
             return
         self._watched[pid] = fd
         self._events.register(fd, selectors.EVENT_READ, pid)
@@ -413,6 +417,26 @@ class Keeper:
             self._watch(pid)
         self.page.forget(registered - set(self._watched))
         return bool(self._watched)
+
+
+def _tcp(fds: list[int]) -> socket.socket:
+    """Return the socket that came with a request, and close what else did.
+
+    Raises:
+        OSError: It is no TCP socket.
+    """
+    first, *others = fds
+    for fd in others:
+        os.close(fd)
+    try:
+        member = socket.socket(fileno=first)
+    except OSError:
+        os.close(first)
+        raise
+    if member.family in (socket.AF_INET, socket.AF_INET6) and member.type == socket.SOCK_STREAM:
+        return member
+    member.close()
+    raise OSError(errno.EINVAL, "not a TCP socket")
 
 
 def become_keeper(keeper: Keeper) -> NoReturn:

@@ -7,6 +7,7 @@ afterwards. No version number is asked: distributions carry features back, and t
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable
 
 from fastsocket.errors import UsageError
@@ -35,6 +36,7 @@ PROBES: dict[str, Callable[[], Feature]] = {
     "raw-tracepoint": probe_bpf.raw_tracepoint,
 }
 
+_PAUSE_S = 0.1
 _NO_RIGHTS = frozenset((errno.EPERM, errno.EACCES))
 _NO_NETWORK = frozenset((errno.ENETUNREACH, errno.EADDRNOTAVAIL))
 # What bpf(2) and setsockopt(2) say to a type, command or option that they do not know.
@@ -57,10 +59,20 @@ def verify(names: Iterable[str] | None = None) -> list[Feature]:
     return [_probe(name, PROBES[name]) for name in wanted]
 
 
+def _patiently(probe: Callable[[], Feature]) -> Feature:
+    """Run one probe, again where the kernel says EAGAIN, as when a user has its most processes."""
+    for _ in range(3):
+        try:
+            return probe()
+        except BlockingIOError:
+            time.sleep(_PAUSE_S)
+    return probe()
+
+
 def _probe(name: str, probe: Callable[[], Feature]) -> Feature:
     """Run one probe; what keeps it from an answer becomes the reason."""
     try:
-        return probe()
+        return _patiently(probe)
     except OSError as error:
         text = error.strerror or str(error)
         if error.errno in _NO_RIGHTS:

@@ -2,6 +2,7 @@
 """Making the status page and reading it."""
 
 import ctypes
+import fcntl
 import mmap
 import os
 import socket
@@ -22,6 +23,7 @@ __all__ = ["StatusPage", "snapshot"]
 
 NAME = "fs_page"
 BPF_MAP_TYPE_ARRAY = 2
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 BPF_F_MMAPABLE = 1 << 10
 PAGE_SIZE = mmap.ALLOCATIONGRANULARITY
 MAPPED = -(-ctypes.sizeof(Page) // PAGE_SIZE) * PAGE_SIZE
@@ -46,8 +48,10 @@ class StatusPage:
             self.fd = self.map.fd
         except FastsocketError as error:  # no privilege, or no libbpf
             self.missing = str(error)
-            self.fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+            self.fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, MAPPED)
+            # A worker that truncated it would end all others with SIGBUS.
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
         page = self._mapped()
         page.magic, page.version, page.size = layout.MAGIC, layout.VERSION, size
         page.policy = Policy[parameters.policy.upper()]
