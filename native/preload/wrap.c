@@ -133,12 +133,27 @@ struct source {
 	int fd, slot;
 };
 
+/* Claim a slot for a thread that polls or accepts without epoll. Not where accept() may block:
+ * such a worker serves one connection at a time, and while it does nobody else could come for
+ * what waits on a socket of its own.
+ */
+static COLD void claim_without_epoll(struct listener *l)
+{
+	if (l->slot != UNCLAIMED || l->inherited_epoll)
+		return;
+	if (fcntl(l->fd, F_GETFL) & O_NONBLOCK) {
+		fs_claim(l, -1);
+		return;
+	}
+	l->slot = SHARED;
+	fs_unclaimed--;
+}
+
 static COLD struct source accept_source(struct listener *l)
 {
 	struct stand_in *own;
 
-	if (l->slot == UNCLAIMED && !l->inherited_epoll)
-		fs_claim(l, -1);
+	claim_without_epoll(l);
 	own = l->stand_ins ? fs_stand_in(l, fs_last_epfd) : NULL;
 	return own ? (struct source){own->fd, own->slot} : (struct source){l->fd, l->slot};
 }
@@ -476,8 +491,8 @@ static COLD void claim_polled(int fd)
 {
 	struct listener *l = listener_of(fd);
 
-	if (l && l->slot == UNCLAIMED && !l->inherited_epoll)
-		fs_claim(l, -1);
+	if (l)
+		claim_without_epoll(l);
 }
 
 static inline int poll_begins(const struct pollfd *fds, nfds_t count)

@@ -13,7 +13,9 @@ from tests.apps.harness import (
     PROGRAMS,
     Application,
     listening,
+    on_cpu,
     python_server,
+    say,
     wait_until,
     who_serves,
 )
@@ -35,11 +37,22 @@ def expect_a_worker_each(app: Application, cpus: Sequence[int], port: int, host:
     assert {slot["cookie"] for slot in slots} <= cookies
 
 
-@pytest.mark.parametrize("wait", ["epoll", "poll", "select", "accept"])
+@pytest.mark.parametrize("wait", ["epoll", "poll", "select"])
 def test_ways_to_wait(cpus: list[int], wait: str) -> None:
     with python_server({"listen": [HERE], "wait": wait}) as app:
         app.wait_for_slots(2)
         expect_a_worker_each(app, cpus, PORT, "127.0.0.1")
+        assert app.stop() == 0
+
+
+def test_blocking_workers_share_the_socket(cpus: list[int]) -> None:
+    """One that serves a connection at a time must not have a queue that nobody else can reach."""
+    with python_server({"listen": [HERE], "wait": "accept"}) as app:
+        for cpu in cpus[:2]:
+            with on_cpu(cpu):
+                assert all(say(PORT, b"?") for _ in range(10))
+        assert app.slots() == []
+        assert len(listening(PORT)) == 1
         assert app.stop() == 0
 
 

@@ -164,12 +164,17 @@ def test_keeper_killed_under_load(cpus: list[int]) -> None:
 def test_worker_killed_after_its_keeper(cpus: list[int]) -> None:
     """Without a keeper a new worker still serves: it takes over the socket, or shares one."""
     program = """
-import os, signal, socket
+import os, select, signal, socket
 listener = socket.create_server(("127.0.0.1", 8080))
 def work():
-    listener.setblocking(True)
+    listener.setblocking(False)
     while True:
-        connection, _ = listener.accept()
+        select.select([listener], [], [])
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            continue
+        connection.setblocking(True)
         connection.sendall(b"%d" % os.getpid())
         connection.close()
 def start():
