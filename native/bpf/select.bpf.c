@@ -251,6 +251,8 @@ static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_li
 		__u64 amount;
 
 		next = slot->next;
+		if (slot->state == FS_SLOT_PAUSED)
+			ask_for_help(listener, slot);
 		if (slot->state != FS_SLOT_CLAIMED)
 			continue;
 		*fallback = index;

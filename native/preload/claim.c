@@ -377,8 +377,6 @@ void fs_pause(struct listener *l, int index, int paused)
 	fs_lock(&pl->lock, &saved);
 	if (pl->slot[index].state == (paused ? FS_SLOT_CLAIMED : FS_SLOT_PAUSED))
 		set_state(pl, index, paused ? FS_SLOT_PAUSED : FS_SLOT_CLAIMED);
-	if (paused) /* what waits there is for the others */
-		pl->slot[index].help = pl->help = 1;
 	fs_unlock(&pl->lock, &saved);
 }
 
@@ -394,7 +392,23 @@ static void settle(struct listener *l, int index, int fd)
 		slot->settled = slot->assigned - slot->accepted - info.tcpi_unacked;
 }
 
-/* From time to time: let the slots of this thread know how long their queues are. */
+/* What waits on slots that are paused is for the others. Not said at the pause: nginx takes its
+ * listener out of epoll and puts it back at every sixteenth connection.
+ */
+static void ask_for_the_paused(struct fs_listener *pl)
+{
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *slot = &pl->slot[i];
+
+		if (slot->state == FS_SLOT_PAUSED &&
+		    slot->assigned != slot->accepted + slot->settled)
+			slot->help = pl->help = 1;
+	}
+}
+
+/* From time to time: let the slots of this thread know how long their queues are, and the
+ * listener whether somebody left connections behind.
+ */
 void fs_settle(void)
 {
 	int saved = errno;
@@ -407,6 +421,7 @@ void fs_settle(void)
 			continue;
 		own = fs_stand_in(l, fs_last_epfd);
 		settle(l, own ? own->slot : l->slot, own ? own->fd : l->fd);
+		ask_for_the_paused(&fs_page->listener[l->page_index]);
 	}
 	errno = saved;
 }
