@@ -8,13 +8,13 @@
 void fs_unlink_cpu(struct fs_listener *pl, int index)
 {
 	struct fs_slot *slot = &pl->slot[index];
-	unsigned next;
+	unsigned cpu = READ_ONCE(slot->cpu), next; /* the keeper, too, runs this */
 
-	if (slot->cpu >= FS_MAX_CPUS)
+	if (cpu >= FS_MAX_CPUS)
 		return;
-	next = pl->cpu_slot[slot->cpu];
+	next = pl->cpu_slot[cpu];
 	if (next == (unsigned)index + 1)
-		pl->cpu_slot[slot->cpu] = slot->next;
+		pl->cpu_slot[cpu] = slot->next;
 	for (int i = 0; next && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[(next - 1) & (FS_MAX_SLOTS - 1)];
 
