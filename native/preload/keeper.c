@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* The client of the keeper, and the status page that takes its place where there is none. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -16,6 +18,7 @@
 #define MAX_FDS 2
 #define RESTART_PAUSE_NS 10000000
 #define RESTART_PAUSES 150
+#define BPF_MAP "anon_inode:bpf-map" /* as /proc shows one */
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static socklen_t address_length;
@@ -132,10 +135,31 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 	return result;
 }
 
+/* Whether `fd` is memory that nobody can shorten, which would end its readers with SIGBUS: a BPF
+ * map, or a sealed memfd of the page's size.
+ */
+static int is_page(int fd)
+{
+	const int wanted = F_SEAL_SHRINK | F_SEAL_GROW;
+	size_t unit = sysconf(_SC_PAGESIZE);
+	char path[32], target[sizeof(BPF_MAP)] = "";
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat file;
+
+	if (seals >= 0)
+		return (seals & wanted) == wanted && fstat(fd, &file) == 0 &&
+		       (size_t)file.st_size == (sizeof(struct fs_page) + unit - 1) / unit * unit;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return readlink(path, target, sizeof(target)) == sizeof(BPF_MAP) - 1 &&
+	       memcmp(target, BPF_MAP, sizeof(BPF_MAP) - 1) == 0;
+}
+
 static struct fs_page *map_page(int fd)
 {
 	struct fs_page *page;
 
+	if (!is_page(fd))
+		return NULL;
 	page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (page == MAP_FAILED)
 		return NULL;
@@ -204,6 +228,8 @@ int fs_keeper_join(struct listener *l, int flags)
 	fs_register_process();
 	if (result == 0 && fs_page)
 		return reply.listener < FS_MAX_LISTENERS ? (int)reply.listener : -1;
+	if (result == 0) /* a keeper, but no page that can be relied on: as without us */
+		return -1;
 	if (!fs_page)
 		fs_page = anonymous_page();
 	return fs_page ? join_anonymous(l) : -1;
