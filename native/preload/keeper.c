@@ -128,6 +128,8 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 		if (page_fd && head && head->cmsg_type == SCM_RIGHTS &&
 		    head->cmsg_len >= CMSG_LEN(sizeof(int)))
 			memcpy(page_fd, CMSG_DATA(head), sizeof(int));
+	} else {
+		error = errno;
 	}
 	NEXT(close)(keeper);
 	if (result < 0)

@@ -148,10 +148,11 @@ def is_dropped(peer: socket.socket) -> bool:
 
 def test_a_scribbled_page_stops_neither_status_nor_rescue(keeper: Tame) -> None:
     chaos = random.Random(2014)
+    placed = [keeper.place(port) for port in (1, 2, 3)]
     size = ctypes.sizeof(layout.Listener)
     before = os.sched_getaffinity(0)
     for _ in range(20):
-        for index in range(3):
+        for index in (*placed, 9):
             entry = keeper.page.view.listener[index]
             ctypes.memmove(ctypes.addressof(entry), chaos.randbytes(size), size)
             entry.lock = 0  # a garbage one may name a process that lives: that costs time only
@@ -162,7 +163,8 @@ def test_a_scribbled_page_stops_neither_status_nor_rescue(keeper: Tame) -> None:
         worker.pinned = 1
         worker.cpu = chaos.getrandbits(32)
         keeper.sweep_and_rescue()
-        assert json.loads(json.dumps(keeper.status()))["listeners"]
+        shown = json.loads(json.dumps(keeper.status()))["listeners"]
+        assert [listener["listener"] for listener in shown] == placed
     assert os.sched_getaffinity(0) == before, "the page may name any thread; none is moved"
 
 

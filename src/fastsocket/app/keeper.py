@@ -126,7 +126,7 @@ class Keeper:
             "refused": self.refused,
             "listen_spawn": self.page.view.listen_spawn,
             "processes": list(self.processes),
-            "listeners": snapshot(self.page.view, queues()),
+            "listeners": snapshot(self.page.view, queues(), self.listeners.placed()),
             "listen_overflows": listen_overflows(),
             "local": self._local and self._local.status() | {"limits": self._local_limits},
         }

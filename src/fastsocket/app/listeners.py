@@ -109,6 +109,10 @@ class Listeners:
         entry.address[:] = address
         entry.generation = self._generation
 
+    def placed(self) -> list[int]:
+        """Return the entries of the page that are listeners."""
+        return sorted(self._members)
+
     def prepare(self, index: int) -> None:
         """Load the listener's program before it is needed.
 
@@ -171,8 +175,11 @@ class Listeners:
                     self._selectors[index] = selector
                     self.page.view.listener[index].generation = generation
                     self._members[index] = selector.cookies()
-        generations = (entry.generation for entry in self.page.view.listener)
-        self._generation = max(generations)
+        for index in range(USABLE):
+            generation = self.page.view.listener[index].generation
+            self._generation = max(self._generation, generation)
+            if generation:
+                self._members.setdefault(index, set())
 
     def put_back(self) -> None:
         """Undo what was done to sockets that outlive the application."""
