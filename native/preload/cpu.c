@@ -5,8 +5,8 @@
  */
 #include "fsocket.h"
 
-/* Read once: a process that scribbles over the page must not change it between check and use, in the
- * keeper least of all.
+/* Read once: a process that scribbles over the page must not change it between check and use, in
+ * the keeper least of all.
  */
 static uint32_t cpu_of(const struct fs_slot *slot)
 {

@@ -90,8 +90,7 @@ static int connect_keeper(void)
 	return fd;
 }
 
-/* One request and its reply; `page_fd` (or NULL) takes the first descriptor that comes back. */
-static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
+static int ask_once(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
 {
 	union {
 		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
@@ -99,8 +98,9 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 	} control = {0};
 	struct iovec part = {.iov_base = request, .iov_len = sizeof(*request)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	int keeper = connect_keeper(), error = ETIMEDOUT, result = -1;
+	int keeper = connect_keeper(), error, result = -1;
 	struct cmsghdr *head;
+	ssize_t length;
 
 	if (keeper < 0)
 		return -1;
@@ -119,8 +119,9 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 		memset(&control, 0, sizeof(control));
 		message.msg_control = control.bytes;
 		message.msg_controllen = sizeof(control.bytes);
-		if (NEXT(recvmsg)(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
-		    reply->magic == FS_KEEPER_MAGIC) {
+		length = NEXT(recvmsg)(keeper, &message, MSG_CMSG_CLOEXEC);
+		error = length == 0 || (length < 0 && errno == ECONNRESET) ? ECONNRESET : ETIMEDOUT;
+		if (length == sizeof(*reply) && reply->magic == FS_KEEPER_MAGIC) {
 			error = reply->error;
 			result = error ? -1 : 0;
 		}
@@ -134,6 +135,18 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 	NEXT(close)(keeper);
 	if (result < 0)
 		errno = error;
+	return result;
+}
+
+/* One request and its reply; `page_fd` (or NULL) takes the first descriptor that comes back. Where
+ * the keeper was killed before it answered, the one in its place is asked again.
+ */
+static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
+{
+	int result = ask_once(request, fd, reply, page_fd);
+
+	if (result < 0 && errno == ECONNRESET)
+		result = ask_once(request, fd, reply, page_fd);
 	return result;
 }
 

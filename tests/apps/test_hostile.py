@@ -3,6 +3,7 @@
 
 import ctypes
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -97,20 +98,21 @@ def file_of_a_page(
 
 
 @contextmanager
-def keeper_that_answers_with(fd: int) -> Iterator[None]:
-    """Stand in for the keeper: whatever it is asked, it answers with that page."""
+def keeper_that_answers_with(fd: int, deaf: int = 0) -> Iterator[None]:
+    """Stand in for the keeper: all but the first `deaf` requests it answers with that page."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.bind("\0" + KEEPER)
         server.listen()
 
         def serve() -> None:
             with suppress(OSError):
-                while True:
+                for number in itertools.count():
                     peer, _ = server.accept()
                     with peer:
                         for extra in socket.recv_fds(peer, LARGEST_REQUEST, 1)[1]:
                             os.close(extra)
-                        socket.send_fds(peer, [pack_reply(0, 0, Tier.CLASSIC)], [fd])
+                        if number >= deaf:
+                            socket.send_fds(peer, [pack_reply(0, 0, Tier.CLASSIC)], [fd])
 
         serving = threading.Thread(target=serve)
         serving.start()
@@ -145,4 +147,16 @@ def test_only_a_page_that_stays_whole_is_mapped(
         assert (b"fs_page" in say(PORT)) == taken
         listening = subprocess.getoutput(f"ss -Htlne sport = :{PORT}")
         assert listening.count("LISTEN") == 1
+        assert app.stop() == -signal.SIGTERM
+
+
+def test_a_keeper_that_dies_before_it_answers_is_asked_again() -> None:
+    environment = {**library_environment(), "FASTSOCKET_KEEPER": KEEPER}
+    with (
+        keeper_that_answers_with(file_of_a_page(), deaf=1),
+        Application(
+            [sys.executable, "-c", SERVER], PORT, accelerated=False, environment=environment
+        ) as app,
+    ):
+        assert b"fs_page" in say(PORT)
         assert app.stop() == -signal.SIGTERM
