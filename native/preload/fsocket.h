@@ -20,8 +20,6 @@
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-/* For a field of the page that another process may change between a check and its use. */
-#define READ_ONCE(field) (*(const volatile __typeof__(field) *)&(field))
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
 

@@ -65,7 +65,10 @@ void fs_listener_add(int fd, int backlog, int inherited)
 		goto out;
 	l->fd = fd;
 	page_index = fs_keeper_join(l, flags);
-	if (page_index < 0) {
+	if (page_index < 0) { /* it stays as it was */
+		one = 0;
+		if (!reuseport)
+			NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
 		l->fd = -1;
 		goto out;
 	}
