@@ -37,8 +37,8 @@ class Stall:
     """One worker is away for `milliseconds` in every `every_milliseconds`.
 
     It sleeps, or with `burn` it computes. nginx blocks in a write to `log`, a FIFO that the
-    scenario keeps full meanwhile: a log on a slow disk. Python servers sleep in each request for
-    /slow.
+    scenario keeps full meanwhile: a log on a slow disk. Python servers sleep or compute in each
+    request for /slow.
     """
 
     milliseconds: int
@@ -211,7 +211,7 @@ class Haproxy:
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
         shards = " shards by-thread" if mode.listens is Mode.REUSEPORT else ""
-        # The next worker takes the listening sockets from the one before, over its statistics socket.
+        # The next worker takes the listening sockets from the one before over that socket.
         stats = f"stats socket {site.directory}/stats mode 600 level admin expose-fd listeners"
         reloads = f"    {stats}\n" if site.reloads else ""
         serve = f'http-request return status 200 content-type text/plain string "{ANSWER}"'
@@ -292,9 +292,15 @@ ANSWER = b"{answer}"
 HEADERS = [("content-type", "text/plain"), ("content-length", str(len(ANSWER)))]
 
 
+def burn(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
 def answer(path):
     if path == "/slow":
-        time.sleep({seconds})
+        {stall}({seconds})
     return ANSWER
 
 
@@ -356,7 +362,9 @@ def _module(name: str) -> list[str]:
 def _application(site: Site) -> Path:
     """Write the application of the Python servers and return its folder."""
     seconds = site.stall.milliseconds / 1000 if site.stall else 0
-    return site.file("bench_app.py", _APPLICATION.format(answer=ANSWER, seconds=seconds)).parent
+    stall = "burn" if site.stall and site.stall.burn else "time.sleep"
+    text = _APPLICATION.format(answer=ANSWER, seconds=seconds, stall=stall)
+    return site.file("bench_app.py", text).parent
 
 
 HTTP_SERVERS: Mapping[str, Server] = {

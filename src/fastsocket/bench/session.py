@@ -5,7 +5,7 @@ import os
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,8 @@ class Request:
 
     `modes` empty takes all that the server has; `port` 0 lets the bench choose; `seed` None draws
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
-    rounds early rather than exceed it. `connections` and `cores` are for each core and the core
+    rounds early rather than exceed it, `enough` as soon as it is true of the sums of Fastsocket's
+    metrics. `connections` and `cores` are for each core and the core
     counts where those are varied; `cores` is for nothing else.
     """
 
@@ -70,14 +71,16 @@ class Request:
     rate: float | None = None
     cores: Sequence[int] = ()
     budget_seconds: float | None = None
+    enough: Callable[[Mapping[str, float]], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result, and the failure that ended it early, if one did."""
+    """The result, the failure that ended it early, if one did, and whether it was `enough`."""
 
     result: Result
     failure: FastsocketError | None
+    enough: bool = True
 
 
 def perform(request: Request, quiet: bool = False) -> Outcome:
@@ -134,8 +137,19 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             return Outcome(
                 scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
             )
-        done = run_rounds(scenario, setup, modes, *times)
-    return Outcome(assemble(scenario, setup, done, seed, [*notes, *_ending(done)]), done.failure)
+        enough = _enough_of(request)
+        done = run_rounds(scenario, setup, modes, *times, enough)
+    result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)])
+    return Outcome(result, done.failure, enough(done))
+
+
+def _enough_of(request: Request) -> Callable[[Rounds[Mode]], bool]:
+    """Return what ends the rounds of `request` before their number is reached."""
+
+    def enough(done: Rounds[Mode]) -> bool:
+        return request.enough is not None and request.enough(done.sums(Mode.FASTSOCKET))
+
+    return enough
 
 
 def _setups(setup: Setup, request: Request, open_files: int) -> dict[int, Setup]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`bench all`: the evaluation in one go, a result file for each step, within 20 minutes.
+"""Several benchmarks in one go with a result file for each: `bench all`, `bench crash --full`.
 
 A step that has its file is not run again, so an interrupted evaluation goes on where it was. Files
 of another host, commit, or length of run are not mixed in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,16 +19,22 @@ from fastsocket.errors import ConflictError, FastsocketError
 __all__ = ["BUDGET_SECONDS", "STEPS", "Step", "Suite", "run_suite"]
 
 BUDGET_SECONDS = 1200
-"""What the whole may take."""
+"""What `bench all` may take."""
+MOST_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
 class Step:
-    """One benchmark of the evaluation, and the seconds after which it begins no other round."""
+    """One benchmark, and the seconds after which it begins no other round.
+
+    With `enough`, its rounds end as soon as that is true of the sums of Fastsocket's metrics, and
+    it has failed if that never was.
+    """
 
     scenario: str
     server: str
     budget_seconds: float
+    enough: Callable[[Mapping[str, float]], bool] | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +78,7 @@ def run_suite(
 
     Args:
         directory: Of the result files; is made.
-        rounds: In each step, at most: fewer where its time would not do.
+        rounds: In each step without `enough`, at most: fewer where its time would not do.
         seconds: Measured in each run.
         warmup: Seconds of load before that.
         seed: Of the order of runs; None draws one a step.
@@ -105,12 +111,13 @@ def run_suite(
             request = Request(
                 scenario=step.scenario,
                 server=step.server,
-                rounds=rounds,
+                rounds=MOST_ROUNDS if step.enough else rounds,
                 seconds=seconds,
                 warmup=warmup,
                 seed=seed,
                 run_options=run_options,
                 budget_seconds=step.budget_seconds,
+                enough=step.enough,
             )
             try:
                 check()
@@ -128,6 +135,12 @@ def run_suite(
             elif outcome.result.interrupted:
                 suite.interrupted = True
                 break
+            elif step.enough and outcome.result.rounds and not outcome.enough:
+                suite.failures[step.name] = FastsocketError(
+                    f"{step.budget_seconds:.0f} s were not enough",
+                    f"{outcome.result.rounds} rounds did not make up the volume",
+                )
+                tell(f"{place}: {suite.failures[step.name]}")
             else:
                 write(outcome.result, file, force=True)
                 suite.results[step.name] = outcome.result

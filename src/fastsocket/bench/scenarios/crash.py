@@ -29,7 +29,7 @@ MIXES: Mapping[str, Amounts] = {
     "nginx": Amounts(kills=70, reloads=50, keeper_kills=8),
     "gunicorn": Amounts(kills=60, reloads=10, keeper_kills=4),
     "demo": Amounts(kills=60, keeper_kills=4),
-    "granian": Amounts(kills=20, reloads=4, keeper_kills=2),
+    "granian": Amounts(kills=20, keeper_kills=2),
     "haproxy": Amounts(reloads=10, keeper_kills=2),
 }
 """In which proportion events come, by server; `--full` goes on until there were as many."""
