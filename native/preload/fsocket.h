@@ -20,6 +20,8 @@
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
+#define EXPORT __attribute__((visibility("default")))
+#define COLD __attribute__((noinline, cold))
 
 /* The next definition of each intercepted function, the C library's as a rule. */
 struct fs_next {
@@ -118,6 +120,24 @@ static inline struct fs_worker *fs_worker_of(const struct fs_slot *slot)
 	return &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
 }
 
+/* close.c: a connection that a slot counts is gone */
+static inline void fs_closed(const struct fd_entry *entry)
+{
+	struct fs_slot *slot = page_slot(entry->listener, entry->slot);
+
+	/* The slot may have gone to another process meanwhile, and was counted anew then. */
+	if (entry->era == fs_era && slot->live && fs_worker_of(slot)->pid == (uint32_t)fs_pid)
+		__atomic_fetch_sub(&slot->live, 1, __ATOMIC_RELAXED);
+}
+
+/* listener.c: the listener behind `fd` if it has one and this is not a child of vfork() */
+struct listener *fs_known_listener(int fd);
+
+static inline struct listener *listener_of(int fd)
+{
+	return unlikely(fd_entry(fd)->kind == FD_LISTENER) ? fs_known_listener(fd) : NULL;
+}
+
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);
 void fs_private_close(int fd, uint64_t cookie);
@@ -147,13 +167,29 @@ void fs_environment_keep(void);
 
 /* claim.c */
 int fs_claim(struct listener *l, int epfd);
-void fs_pause(struct listener *l, int slot, int paused);
-int fs_fd_of_cookie(int page_index, uint64_t cookie);
-void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
-void fs_settle(void);
-void fs_forget_past(void);
+
+/* slots.c */
+int fs_find_slot(const struct fs_listener *pl, uint64_t cookie);
+void fs_set_state(struct fs_listener *pl, int index, enum fs_slot_state state);
+void fs_abandon(struct fs_listener *pl, int index);
+int fs_sweep(struct fs_listener *pl);
+struct fs_worker *fs_own_worker(void);
+int fs_fd_of_cookie(int page_index, uint64_t cookie);
+int fs_publish_all(struct listener *l, struct fs_listener *pl);
+
+/* release.c */
+void fs_release(struct listener *l, int slot);
 void fs_thread_ends(void *worker);
+void fs_forget_past(void);
+
+/* settle.c */
+void fs_pause(struct listener *l, int slot, int paused);
+void fs_settle(void);
+
+/* wait.c */
+int fs_was_interrupted(int kinds);
+void fs_claim_without_epoll(struct listener *l);
 
 /* cpu.c */
 void fs_link_cpu(struct fs_listener *pl, int index);

@@ -28,11 +28,11 @@ static struct listener *new_entry(void)
 	return NULL;
 }
 
-static struct listener *known(int fd)
+COLD struct listener *fs_known_listener(int fd)
 {
 	struct fd_entry *entry = fd_entry(fd);
 
-	return entry->kind == FD_LISTENER ? &fs_listeners[entry->listener] : NULL;
+	return getpid() == fs_pid ? &fs_listeners[entry->listener] : NULL;
 }
 
 /* A further listen() of a known listener: its other sockets in this process follow. */
@@ -57,9 +57,11 @@ void fs_listener_add(int fd, int backlog, int inherited)
 	int saved = errno, one = 1, reuseport = 0, flags, page_index;
 	socklen_t length = sizeof(reuseport);
 	struct fs_listener *pl;
-	struct listener *l = known(fd);
+	struct listener *l = listener_of(fd);
 	uint64_t cookie = fs_cookie(fd);
 
+	if (getpid() != fs_pid) /* a child of vfork(), in its parent's memory */
+		goto out;
 	if (l && cookie == l->fd_cookie) {
 		listen_again(l, backlog);
 		goto out;
