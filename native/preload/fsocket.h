@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/select.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <sys/types.h>
 
 #include "hooks.h"
@@ -136,6 +137,15 @@ struct listener *fs_known_listener(int fd);
 static inline struct listener *listener_of(int fd)
 {
 	return unlikely(fd_entry(fd)->kind == FD_LISTENER) ? fs_known_listener(fd) : NULL;
+}
+
+/* Nanoseconds of the clock that the select program reads, too. */
+static inline uint64_t fs_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ULL + now.tv_nsec;
 }
 
 /* private.c: descriptors that the application does not know of */

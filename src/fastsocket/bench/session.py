@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -51,9 +51,9 @@ class Request:
 
     `modes` empty takes all that the server has; `port` 0 lets the bench choose; `seed` None draws
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
-    rounds early rather than exceed it, `enough` as soon as it is true of the sums of Fastsocket's
-    metrics. `connections` and `cores` are for each core and the core
-    counts where those are varied; `cores` is for nothing else.
+    rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
+    `connections` and `cores` are for each core and the core counts where those are varied; `cores`
+    is for nothing else.
     """
 
     scenario: str
@@ -71,16 +71,16 @@ class Request:
     rate: float | None = None
     cores: Sequence[int] = ()
     budget_seconds: float | None = None
-    enough: Callable[[Mapping[str, float]], bool] | None = None
+    wanted: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result, the failure that ended it early, if one did, and whether it was `enough`."""
+    """The result, the failure that ended it early, if one did, and what is missing of `wanted`."""
 
     result: Result
     failure: FastsocketError | None
-    enough: bool = True
+    missing: Mapping[str, float] = field(default_factory=dict)
 
 
 def perform(request: Request, quiet: bool = False) -> Outcome:
@@ -105,6 +105,12 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
     modes = _modes(request.modes, chosen.modes, chosen.name)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
+
+    def missing(done: Rounds[Mode]) -> dict[str, float]:
+        sums = done.sums(Mode.FASTSOCKET)
+        lacking = {name: amount - sums.get(name, 0.0) for name, amount in request.wanted}
+        return {name: amount for name, amount in lacking.items() if amount > 0}
+
     open_files = _raise_file_limit(CONNECTIONS + SPARE_FILES)
     seed = random.SystemRandom().getrandbits(32) if request.seed is None else request.seed
     notes: list[str] = []
@@ -137,19 +143,11 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             return Outcome(
                 scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
             )
-        enough = _enough_of(request)
-        done = run_rounds(scenario, setup, modes, *times, enough)
+        done = run_rounds(
+            scenario, setup, modes, *times, lambda done: bool(request.wanted) and not missing(done)
+        )
     result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)])
-    return Outcome(result, done.failure, enough(done))
-
-
-def _enough_of(request: Request) -> Callable[[Rounds[Mode]], bool]:
-    """Return what ends the rounds of `request` before their number is reached."""
-
-    def enough(done: Rounds[Mode]) -> bool:
-        return request.enough is not None and request.enough(done.sums(Mode.FASTSOCKET))
-
-    return enough
+    return Outcome(result, done.failure, missing(done))
 
 
 def _setups(setup: Setup, request: Request, open_files: int) -> dict[int, Setup]:

@@ -5,7 +5,7 @@ A step that has its file is not run again, so an interrupted evaluation goes on 
 of another host, commit, or length of run are not mixed in.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,14 +27,14 @@ MOST_ROUNDS = 1000
 class Step:
     """One benchmark, and the seconds after which it begins no other round.
 
-    With `enough`, its rounds end as soon as that is true of the sums of Fastsocket's metrics, and
-    it has failed if that never was.
+    With `wanted`, (metric, amount) pairs, its rounds end as soon as Fastsocket's metrics have come
+    to so much in sum, and it has failed if they never do.
     """
 
     scenario: str
     server: str
     budget_seconds: float
-    enough: Callable[[Mapping[str, float]], bool] | None = None
+    wanted: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ def run_suite(
 
     Args:
         directory: Of the result files; is made.
-        rounds: In each step without `enough`, at most: fewer where its time would not do.
+        rounds: In each step without `wanted`, at most: fewer where its time would not do.
         seconds: Measured in each run.
         warmup: Seconds of load before that.
         seed: Of the order of runs; None draws one a step.
@@ -111,13 +111,13 @@ def run_suite(
             request = Request(
                 scenario=step.scenario,
                 server=step.server,
-                rounds=MOST_ROUNDS if step.enough else rounds,
+                rounds=MOST_ROUNDS if step.wanted else rounds,
                 seconds=seconds,
                 warmup=warmup,
                 seed=seed,
                 run_options=run_options,
                 budget_seconds=step.budget_seconds,
-                enough=step.enough,
+                wanted=step.wanted,
             )
             try:
                 check()
@@ -135,10 +135,13 @@ def run_suite(
             elif outcome.result.interrupted:
                 suite.interrupted = True
                 break
-            elif step.enough and outcome.result.rounds and not outcome.enough:
+            elif outcome.missing:
+                missing = ", ".join(
+                    f"{count:.0f} {name}" for name, count in outcome.missing.items()
+                )
                 suite.failures[step.name] = FastsocketError(
                     f"{step.budget_seconds:.0f} s were not enough",
-                    f"{outcome.result.rounds} rounds did not make up the volume",
+                    f"{outcome.result.rounds} rounds; missing are {missing}",
                 )
                 tell(f"{place}: {suite.failures[step.name]}")
             else:
