@@ -24,6 +24,7 @@ from fastsocket.bench.runner import Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import ADDRESS, SPARE, Setup
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
+from fastsocket.bench.scenarios.soak import Soak
 from fastsocket.bench.servers import CONNECTIONS
 from fastsocket.bench.stores import server
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
@@ -102,7 +103,8 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    modes = _modes(request.modes, chosen.modes, chosen.name)
+    has = [Mode.FASTSOCKET] if isinstance(scenario, Soak) else chosen.modes
+    modes = _modes(request.modes, has, chosen.name)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
 
@@ -143,9 +145,13 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             return Outcome(
                 scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
             )
+        if isinstance(scenario, Soak):
+            stack.enter_context(scenario.kept(setup, request.rounds, seed))
         done = run_rounds(
             scenario, setup, modes, *times, lambda done: bool(request.wanted) and not missing(done)
         )
+    if isinstance(scenario, Soak):
+        done.failure = done.failure or scenario.faults(done.complete)
     result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)])
     return Outcome(result, done.failure, missing(done))
 

@@ -130,8 +130,17 @@ class Trouble:
         if status:
             os.kill(status["keeper"], signal.SIGKILL)
             self._count(keeper_kills=1)
-        elif self._ability.replaces:
-            self.kill_worker()  # a fork is what brings the next keeper
+        else:
+            self.fork()
+
+    def fork(self) -> None:
+        """Make the server fork, which brings the next keeper.
+
+        Raises:
+            FastsocketError: It does not.
+        """
+        if self._ability.replaces:
+            self.kill_worker()
         else:
             self.reload()
 
