@@ -116,6 +116,8 @@ struct fs_listener {
 	__u32 stolen; /* shim: connections accepted from another worker's slot */
 	__u64 late_cookie; /* keeper or shim: SO_COOKIE of the socket whose SO_REUSEPORT we set */
 	__u64 passed; /* program: no slot could be chosen, left to the kernel's hash */
+	__u64 past_assigned; /* lock: `assigned` of slots that were used before for other sockets */
+	__u64 past_spilled; /* lock: `spilled` of those */
 	__u16 cpu_slot[FS_MAX_CPUS]; /* lock: 1 + first slot of the CPU, 0 = none */
 	struct fs_slot slot[FS_MAX_SLOTS];
 } __attribute__((aligned(64)));

@@ -43,6 +43,20 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
 }
 
+/* A worker that accepts one connection after the other without waiting in between (gunicorn under
+ * load) is not away: its time begins anew with each.
+ */
+static inline void goes_on(void)
+{
+	static __thread uint64_t waits;
+
+	if (!fs_worker)
+		return;
+	if (unlikely(fs_worker->waits == waits))
+		fs_worker->busy_since = fs_now();
+	waits = fs_worker->waits;
+}
+
 /* A thread that accepts and has polled none of the sockets itself: try those of all threads. */
 static COLD int accept_any(struct listener *l, struct source tried, struct sockaddr *addr,
 			   socklen_t *len, int flags, int *slot)
@@ -148,8 +162,10 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 		     fs_listeners[entry->listener].epfd != fs_last_epfd))
 		connection = accept_any(&fs_listeners[entry->listener], source, addr, len, flags,
 					&source.slot);
-	if (connection >= 0 && source.slot >= 0)
+	if (connection >= 0 && source.slot >= 0) {
+		goes_on();
 		opened(entry, source.slot, connection);
+	}
 	return connection;
 }
 

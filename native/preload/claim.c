@@ -83,6 +83,8 @@ static int reserve(struct listener *l, struct fs_listener *pl, int fd, uint64_t 
 			errno = ENOSPC;
 			return -1;
 		}
+		pl->past_assigned += pl->slot[index].assigned;
+		pl->past_spilled += pl->slot[index].spilled;
 		pl->slot[index] =
 			(struct fs_slot){.cookie = cookie, .cpu = FS_NO_CPU, .state = FS_SLOT_FREE};
 	} else {

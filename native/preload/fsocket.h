@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/select.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <sys/types.h>
 
 #include "hooks.h"
@@ -140,6 +141,15 @@ static inline struct listener *listener_of(int fd)
 
 /* fds.c */
 int fs_each_fd(int (*visit)(int fd, const void *data), const void *data);
+
+/* Nanoseconds of the clock that the select program reads, too. */
+static inline uint64_t fs_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ULL + now.tv_nsec;
+}
 
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);

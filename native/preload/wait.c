@@ -93,12 +93,8 @@ static inline void wait_begins(void)
 
 static inline void wait_ends(void)
 {
-	struct timespec now;
-
-	if (fs_worker) {
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		fs_worker->busy_since = now.tv_sec * 1000000000ULL + now.tv_nsec;
-	}
+	if (fs_worker)
+		fs_worker->busy_since = fs_now();
 }
 
 EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout)

@@ -100,6 +100,8 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
     console.print(f"  listens on {where}:{listener['port']}", markup=False)
     if len(listener["slots"]) < 2:
         console.print("    one worker polls it: nothing to spread")
+    elif listener["tier"] in ("select", "migrate"):
+        _show_decisions(console, listener["decisions"])
     if listener["unslotted"]:
         reason = f"{listener['unslotted']} workers share a socket: {listener['reason']}"
         console.print(f"    {reason}", markup=False)
@@ -117,6 +119,17 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
             "-" if slot["dropped"] is None else str(slot["dropped"]),
         )
     console.print(table)
+
+
+def _show_decisions(console: Console, decisions: dict[str, int]) -> None:
+    words = {
+        "local": "to their own CPU's worker",
+        "spilled": "to another CPU's",
+        "stolen": "taken over from a worker that was late or gone",
+        "passed": "left to the kernel",
+    }
+    parts = (f"{decisions[name]} {name} ({text})" for name, text in words.items())
+    console.print(f"    connections: {', '.join(parts)}", soft_wrap=True)
 
 
 def _waiting(slot: dict[str, Any]) -> str:

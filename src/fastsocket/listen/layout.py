@@ -125,8 +125,10 @@ class Listener(ctypes.Structure):
         ("stolen", c_uint32),
         ("late_cookie", c_uint64),
         ("passed", c_uint64),
+        ("past_assigned", c_uint64),
+        ("past_spilled", c_uint64),
         ("cpu_slot", c_uint16 * MAX_CPUS),
-        ("pad", c_uint8 * 40),
+        ("pad", c_uint8 * 24),
         ("slot", Slot * MAX_SLOTS),
     )
 
