@@ -18,6 +18,10 @@
 #include "keeper.h"
 #include "page.h"
 
+#ifndef IP_LOCAL_PORT_RANGE
+#define IP_LOCAL_PORT_RANGE 51 /* since Linux v6.3 */
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
@@ -117,6 +121,12 @@ static inline struct fs_worker *fs_worker_of(const struct fs_slot *slot)
 {
 	return &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
 }
+
+/* connect.c: receive flow deliver */
+extern int fs_deliver; /* connections take their port from the CPU's slice */
+extern int fs_own_ranges; /* the application sets ranges of local ports itself */
+void fs_slices_find(void);
+int fs_bind_now(int fd);
 
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);

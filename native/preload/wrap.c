@@ -35,8 +35,11 @@ static inline struct listener *listener_of(int fd)
 
 EXPORT int listen(int fd, int backlog)
 {
-	int result = NEXT(listen)(fd, backlog);
+	int result;
 
+	if (unlikely(fs_deliver))
+		fs_bind_now(fd);
+	result = NEXT(listen)(fd, backlog);
 	if (result == 0 && fs_mode)
 		fs_listener_add(fd, backlog, 0);
 	return result;
@@ -82,6 +85,8 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 	int result = NEXT(setsockopt)(fd, level, name, value, len), saved = errno;
 	struct listener *l = listener_of(fd);
 
+	if (unlikely(level == IPPROTO_IP && name == IP_LOCAL_PORT_RANGE))
+		fs_own_ranges = 1;
 	if (unlikely(result == 0 && forbids_siblings(level, name)))
 		forbid_siblings(fd);
 	else if (l && result == 0) {

@@ -19,7 +19,7 @@ import struct
 import sys
 import time
 from ctypes import c_uint64
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastsocket.app.protocol import Join, Op, Request, pack_reply
 from fastsocket.bpf.libbpf import BpfError
@@ -31,6 +31,9 @@ from fastsocket.listen.queues import listen_overflows, queues
 from fastsocket.listen.select import Selector, migration_works
 from fastsocket.local.fastpath import FastPath
 from fastsocket.native import native_file
+
+if TYPE_CHECKING:
+    from fastsocket.app.deliver import Deliver
 
 __all__ = ["Keeper", "become_keeper"]
 
@@ -52,6 +55,7 @@ class Keeper:
         command: Its command line, for status.
         resumed: Whether it takes the place of a keeper that was killed.
         local_port: Its port whose connections within this host take the local fast path.
+        deliver: How its own connections get their ports; None: as the kernel chooses.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Keeper:
         command: list[str],
         resumed: bool = False,
         local_port: int | None = None,
+        deliver: "Deliver | None" = None,
     ) -> None:
         self.page, self.server, self.pid, self.command = page, server, pid, command
         self.tier = Tier.CLASSIC
@@ -79,6 +84,7 @@ class Keeper:
         self._due: float | None = None  # when orphans are handed over
         self._resumed = resumed
         self._local_port = local_port
+        self._deliver = deliver
         self._local: FastPath | None = None
         self._local_limits: list[str] = []
 
@@ -107,6 +113,8 @@ class Keeper:
 
         for member in self._lent:
             self._give_back(member)
+        if self._deliver:
+            self._deliver.close()
 
     @staticmethod
     def _give_back(member: socket.socket) -> None:
@@ -127,6 +135,7 @@ class Keeper:
             "processes": sorted(self._watched),
             "listeners": snapshot(self.page.view, queues()),
             "listen_overflows": listen_overflows(),
+            "deliver": self._deliver and self._deliver.status(),
             "local": self._local and self._local.status() | {"limits": self._local_limits},
         }
 
@@ -412,7 +421,7 @@ class Keeper:
     def _adopt(self) -> bool:
         """Watch processes that registered themselves and that we were never told of."""
         time.sleep(LINGER_S)
-        registered = self.page.processes()
+        registered = self.page.processes() | (self._deliver.processes() if self._deliver else set())
         for pid in registered:
             self._watch(pid)
         self.page.forget(registered - set(self._watched))

@@ -69,6 +69,11 @@ class ConnectHooks:
         finally:
             os.close(handle)
 
+    @property
+    def fds(self) -> set[int]:
+        """Descriptors that hold the hooks and what they count."""
+        return {link.fd for link in self._links} | {self._object.map("exits").fd}
+
     def exits(self) -> dict[ConnectExit, int]:
         """Return how many connects went each way so far."""
         exits = self._object.map("exits")
