@@ -13,6 +13,7 @@ from fastsocket.bench.scenarios.redis import Redis
 from fastsocket.bench.scenarios.scale import Scale
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.stall import Stall
+from fastsocket.bench.scenarios.steer import Steer
 
 __all__ = ["SCENARIOS"]
 
@@ -29,5 +30,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         Proxy(),
         Redis(),
         Scale(),
+        Steer(),
     )
 }
