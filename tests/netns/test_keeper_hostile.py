@@ -23,7 +23,7 @@ import fastsocket
 from fastsocket.app import processes, requests
 from fastsocket.app.keeper import Keeper
 from fastsocket.app.protocol import Op, Request, unpack_error
-from fastsocket.bpf.libbpf import BpfError
+from fastsocket.bpf.libbpf import BpfError, Map
 from fastsocket.bpf.objects import map_info
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
@@ -112,8 +112,13 @@ def keeper() -> Iterator[Tame]:
         assert page.map, page.missing
         page.view.keeper = os.getpid()
         yield Tame(page, server, os.getpid(), NAME, ["a test"])
+        page.view.keeper = 0  # it may stay mapped, and children of this process inherit that
     if environment is None:
         del os.environ["FASTSOCKET_LISTEN_SPAWN"]
+
+
+def refuse(*_: object) -> None:
+    raise BpfError("no privilege, says a test", errno.EPERM)
 
 
 @contextmanager
@@ -267,7 +272,14 @@ def test_a_process_that_only_the_page_names_is_not_watched(keeper: Tame) -> None
         assert keeper.page.processes() == set(), "forgotten"
 
 
-def test_a_daemon_is_known_by_its_environment_or_by_its_page(keeper: Tame) -> None:
+@pytest.mark.parametrize("is_map", [True, False], ids=["BPF map", "memfd"])
+def test_a_daemon_is_known_by_its_environment_or_by_its_page(
+    keeper: Tame, is_map: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_map:
+        monkeypatch.setattr(Map, "create", refuse)
+        keeper.processes.page = keeper.page = StatusPage([0], Parameters())
+        assert keeper.page.map is None
     child = os.fork()
     if not child:
         signal.pause()
@@ -275,8 +287,20 @@ def test_a_daemon_is_known_by_its_environment_or_by_its_page(keeper: Tame) -> No
         with sleeper(FASTSOCKET_KEEPER=NAME) as named, sleeper(FASTSOCKET_KEEPER="x") as other:
             keeper.page.view.process[:3] = [other, named, child]
             assert keeper.adopt() == sorted([named, child])
-            keeper.page.view.keeper = 1
-            assert not keeper.processes.includes(other)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_the_page_of_another_keeper_is_none_of_ours(keeper: Tame) -> None:
+    keeper.page.view.keeper = 1
+    child = os.fork()
+    if not child:
+        signal.pause()
+    try:
+        assert not keeper.processes.includes(child)
+        keeper.page.view.keeper = os.getpid()
+        assert keeper.processes.includes(child)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -175,7 +175,7 @@ class Keeper:
 
     def _admit(self, asker: Asker) -> bool:
         """Whether to read what a peer asks: root's, our user's and the application's processes."""
-        if asker.uid in (0, os.getuid()) or self.processes.includes(asker.pid):
+        if asker.uid in (0, os.getuid()) or self.processes.descends(asker.pid):
             return True
         self._refuse(asker)
         return False
