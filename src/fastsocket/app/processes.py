@@ -46,6 +46,9 @@ class Processes:
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._pidfds))
 
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._pidfds
+
     @property
     def pidfds(self) -> list[int]:
         """The pidfds of all of them."""
