@@ -38,9 +38,14 @@ def main() -> int:
         place = ("--force", "--output", chosen.output / f"soak-{server}.json")
         command = [*FASTSOCKET, "bench", "soak", "--server", server, *words, *place]
         running[server] = subprocess.Popen([str(word) for word in command])
+
+    def end(*_: object) -> None:
+        for each in running.values():
+            each.terminate()
+
     # Ctrl-C reaches them, too; they keep what they have.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in running.values()])
+    signal.signal(signal.SIGTERM, end)
     failed = [server for server, process in running.items() if process.wait() != 0]
     print(f"not passed: {', '.join(failed)}" if failed else "passed")
     return 1 if failed else 0
