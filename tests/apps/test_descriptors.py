@@ -137,7 +137,7 @@ def test_shutdown_stops_all_and_listen_revives_them(cpus: list[int], tmp_path: P
             go_on.touch()
             assert client.recv(100)
         wait_until(
-            lambda: [found.backlog for found in listening(PORT)] == [50, 50], "both sockets to listen"
+            lambda: [found.backlog for found in listening(PORT)] == [50, 50], "both to listen"
         )
         assert len(clients(cpus)) == 2
         assert app.stop() == 0
