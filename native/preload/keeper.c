@@ -14,10 +14,10 @@
 
 #include "fsocket.h"
 
-#define PATIENCE_S 2
+#define PATIENCE_S 5 /* without an answer a worker would share a socket for good */
 #define MAX_FDS 2
 #define RESTART_PAUSE_NS 10000000
-#define RESTART_PAUSES 150
+#define RESTART_PAUSES 500 /* at most, while a new keeper's process lives */
 #define BPF_MAP "anon_inode:bpf-map" /* as /proc shows one */
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};

@@ -151,9 +151,13 @@ def test_bad_words_are_usage_errors():
 def test_interruption_keeps_completed_rounds_and_ends_the_server(number):
     words = ["bench", "short", "--modes", "stock", "--runs", "500", "--seconds", "0.2", "--json"]
     bench = subprocess.Popen([*FASTSOCKET, *words], stdout=subprocess.PIPE, text=True)
-    time.sleep(7)
+    runs, end = set(), time.monotonic() + 60
+    while len(runs) < 3:  # each has a directory of its own
+        runs.update(Path(tempfile.gettempdir()).glob("fastsocket-bench-*"))
+        assert time.monotonic() < end
+        time.sleep(0.05)
     bench.send_signal(number)
-    output, _ = bench.communicate(timeout=30)
+    output, _ = bench.communicate(timeout=60)
     assert bench.returncode == 130
     document = json.loads(output)
     jsonschema.validate(document, schema())

@@ -282,8 +282,11 @@ class Keeper:
         self._events.unregister(pidfd)
         os.close(pidfd)
         self.listeners.sweep()
-        # A classic program does not look at a slot's state, so it must be changed at once.
-        self._due = time.monotonic() + (0 if self.listeners.tier == Tier.CLASSIC else GRACE_S)
+        if self.listeners.tier == Tier.CLASSIC:
+            # Such a program does not look at a slot's state: it is changed before anything else.
+            self._rescue()
+        else:
+            self._due = time.monotonic() + GRACE_S
 
     def _rescue(self) -> None:
         """Hand over the queues that dead workers left and that nobody came for."""
