@@ -16,6 +16,7 @@
 #define MAX_FDS 2
 #define RESTART_PAUSE_NS 10000000
 #define RESTART_PAUSES 150
+#define START_PAUSES 500
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static socklen_t address_length;
@@ -76,7 +77,16 @@ static int connect_keeper(void)
 	const struct timespec pause = {.tv_nsec = RESTART_PAUSE_NS};
 	int fd = try_keeper();
 
-	if (fd >= 0 || errno != ECONNREFUSED || !fs_page || !fs_page->keeper)
+	if (fd >= 0 || errno != ECONNREFUSED)
+		return fd;
+	if (!fs_page && fs_keeper_anew()) {
+		for (int i = 0; fd < 0 && i < START_PAUSES; i++) {
+			nanosleep(&pause, NULL);
+			fd = try_keeper();
+		}
+		return fd;
+	}
+	if (!fs_page || !fs_page->keeper)
 		return fd;
 	fs_keeper_ensure();
 	for (int i = 0;
