@@ -87,7 +87,7 @@ struct fs_slot {
 	__u32 help; /* program: connections wait here for too long; shim: they no longer do */
 	__u32 before; /* program: connections sent here in the window before */
 	__u32 left_in; /* lock: of an orphan: process in which its thread ended, 0 if that is gone */
-	__u32 pad2;
+	__u32 forked; /* shim: 1 if its worker has forked since, so that a child may poll it too */
 } __attribute__((aligned(64)));
 
 /* One address and port that the application listens on. */

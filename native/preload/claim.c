@@ -100,6 +100,22 @@ static int reserve(struct listener *l, struct fs_listener *pl, int fd, uint64_t 
 	return index;
 }
 
+/* A claim failed: the slot is free, and its socket `fd`, if it is not the application's, must not
+ * go on getting connections.
+ */
+static void give_back(struct fs_listener *pl, int index, int fd)
+{
+	int error = errno;
+
+	fs_unlink_cpu(pl, index);
+	pl->slot[index].cpu = FS_NO_CPU;
+	fs_set_state(pl, index, FS_SLOT_FREE);
+	fs_unpublish(pl, &pl->slot[index]);
+	if (fd >= 0)
+		NEXT(shutdown)(fd, SHUT_RD);
+	errno = error;
+}
+
 /* Claim the reserved slot of the socket `fd`, which listens; returns its index or -1 with errno. */
 static int claim_socket(struct listener *l, struct fs_listener *pl, int index, int fd)
 {
@@ -115,38 +131,37 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int index, i
 	slot->settled = 0;
 	slot->accepted = slot->assigned;
 	slot->live = 0;
+	slot->forked = 0;
 	slot->cpu = fs_choose_cpu(pl, worker);
 	fs_link_cpu(pl, index);
 	fs_set_state(pl, index, FS_SLOT_CLAIMED);
 	if (fs_publish_all(l, pl) < 0) {
-		int error = errno;
-
-		/* Not reachable through the program: this socket must not get a queue. */
-		fs_unlink_cpu(pl, index);
-		slot->cpu = FS_NO_CPU;
-		fs_set_state(pl, index, FS_SLOT_FREE);
-		if (fd != l->fd)
-			shutdown(fd, SHUT_RD);
-		errno = error;
+		give_back(pl, index, slot->own ? -1 : fd); /* not reachable through the program */
 		return -1;
 	}
 	fs_pin_workers(pl);
 	return index;
 }
 
+/* Keep the application's own socket when another is about to be put in its place. */
+static int keep_origin(struct listener *l)
+{
+	int copy;
+
+	if (l->origin >= 0)
+		return 0;
+	copy = fcntl(l->fd, F_DUPFD_CLOEXEC, 0);
+	if (copy < 0)
+		return -1;
+	l->origin = fs_private(copy);
+	return l->origin < 0 ? -1 : 0;
+}
+
 /* Let the application's descriptor be the slot's socket from here on. */
 static int put_in_place(struct listener *l, int fd)
 {
-	int flags = fcntl(l->fd, F_GETFD), copy;
+	int flags = fcntl(l->fd, F_GETFD);
 
-	if (l->origin < 0) {
-		copy = fcntl(l->fd, F_DUPFD_CLOEXEC, 0);
-		if (copy < 0)
-			return -1;
-		l->origin = fs_private(copy);
-		if (l->origin < 0)
-			return -1;
-	}
 	if (NEXT(dup3)(fd, l->fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) < 0)
 		return -1;
 	l->fd_cookie = fs_cookie(fd);
@@ -179,17 +194,17 @@ int fs_claim(struct listener *l, int epfd)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
 	int saved_errno = errno, slot = -1, first, place;
-	sigset_t saved, before;
+	struct fs_guard guard, before;
 
 	if (fs_cookie(l->fd) != l->fd_cookie) { /* closed by a raw system call */
 		fs_listener_close(l);
 		return -1;
 	}
 	fs_hold_signals(&before);
-	fs_lock(&pl->lock, &saved);
+	fs_lock(&pl->lock, &guard);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
 	if (!first && epfd < 0) { /* another thread was quicker, and this one polls the same */
-		fs_unlock(&pl->lock, &saved);
+		fs_unlock(&pl->lock, &guard);
 		fs_release_signals(&before);
 		errno = saved_errno;
 		return l->slot;
@@ -204,7 +219,8 @@ int fs_claim(struct listener *l, int epfd)
 			slot = claim_socket(l, pl, slot, fd);
 		if (slot >= 0 && l->origin >= 0)
 			put_in_place(l, l->origin);
-	} else if (can_choose(l, pl) && (place = take_sibling(l, pl)) >= 0) {
+	} else if (can_choose(l, pl) && (!first || keep_origin(l) == 0) &&
+		   (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
 		slot = reserve(l, pl, fd, l->sibling_cookie[place], l->sibling_shared[place]);
@@ -213,7 +229,7 @@ int fs_claim(struct listener *l, int epfd)
 		if (slot >= 0)
 			slot = claim_socket(l, pl, slot, fd);
 		if (slot >= 0 && first && put_in_place(l, fd) < 0)
-			fs_abandon(pl, slot), slot = -1;
+			give_back(pl, slot, fd), slot = -1;
 		if (slot >= 0 && !first)
 			l->stand_in[l->stand_ins++] =
 				(struct stand_in){.epfd = epfd, .fd = fd, .slot = slot};
@@ -231,7 +247,7 @@ int fs_claim(struct listener *l, int epfd)
 		l->tid = fs_worker->tid;
 		l->paused = 0;
 	}
-	fs_unlock(&pl->lock, &saved);
+	fs_unlock(&pl->lock, &guard);
 	if (slot >= 0)
 		fs_keeper_tell(FS_OP_WORKER, l, slot, fs_worker - fs_page->worker, -1);
 	fs_release_signals(&before);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* Wrappers of what ends a descriptor: close(), dup2(), dup3(). */
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "fsocket.h"
@@ -38,7 +39,7 @@ static COLD void make_room(int from, int to)
 {
 	struct listener *l = listener_of(to);
 
-	if (from == to || getpid() != fs_pid)
+	if (from == to || getpid() != fs_pid || fcntl(from, F_GETFD) < 0)
 		return;
 	if (fd_entry(to)->kind == FD_PRIVATE && fs_is_private(to))
 		fs_private_move(to);

@@ -139,6 +139,9 @@ static inline struct listener *listener_of(int fd)
 	return unlikely(fd_entry(fd)->kind == FD_LISTENER) ? fs_known_listener(fd) : NULL;
 }
 
+/* fds.c */
+int fs_each_fd(int (*visit)(int fd, const void *data), const void *data);
+
 /* Nanoseconds of the clock that the select program reads, too. */
 static inline uint64_t fs_now(void)
 {
@@ -150,6 +153,7 @@ static inline uint64_t fs_now(void)
 
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);
+int fs_private_room(void);
 void fs_private_close(int fd, uint64_t cookie);
 int fs_private_move(int fd);
 int fs_is_private(int fd);
@@ -167,6 +171,7 @@ uint64_t fs_cookie(int fd);
 /* listener.c */
 void fs_listener_add(int fd, int backlog, int inherited);
 void fs_listener_close(struct listener *l);
+void fs_listener_forget(struct listener *l);
 void fs_adopt_inherited(void);
 void fs_register_process(void);
 void fs_before_fork(void);
@@ -190,6 +195,8 @@ int fs_publish_all(struct listener *l, struct fs_listener *pl);
 
 /* release.c */
 void fs_release(struct listener *l, int slot);
+void fs_stop(struct listener *l);
+void fs_go_on(struct listener *l, int backlog);
 void fs_thread_ends(void *worker);
 void fs_forget_past(void);
 
@@ -222,15 +229,22 @@ int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker,
 /* resume.c */
 void fs_resume_find(void);
 void fs_keeper_ensure(void);
-int fs_keeper_anew(void);
+pid_t fs_keeper_anew(void);
 
 /* lock.c */
-void fs_lock(uint32_t *word, sigset_t *saved);
-int fs_trylock(uint32_t *word, sigset_t *saved);
-void fs_unlock(uint32_t *word, const sigset_t *saved);
+
+/* What a thread had before it was to be left alone: its signals, and whether it can be cancelled. */
+struct fs_guard {
+	sigset_t signals;
+	int cancel;
+};
+
+void fs_lock(uint32_t *word, struct fs_guard *guard);
+int fs_trylock(uint32_t *word, struct fs_guard *guard);
+void fs_unlock(uint32_t *word, const struct fs_guard *guard);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);
-void fs_hold_signals(sigset_t *saved);
-void fs_release_signals(const sigset_t *saved);
+void fs_hold_signals(struct fs_guard *guard);
+void fs_release_signals(const struct fs_guard *guard);
 
 #endif

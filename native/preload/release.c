@@ -18,8 +18,8 @@ static void hand_over(struct fs_listener *pl, int index, int fd)
 
 	if (pl->tier == FS_TIER_CLASSIC && slot->state == FS_SLOT_ORPHAN && fd >= 0)
 		fs_steer_classic(pl, fd); /* what waits there already, the others accept */
-	if (fs_alive(slot->left_in, slot->left_in, 0))
-		return; /* a further thread may poll it still */
+	if (slot->forked || fs_alive(slot->left_in, slot->left_in, 0))
+		return; /* a child or a further thread may poll it still */
 	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
 	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
 		return;
@@ -35,11 +35,11 @@ void fs_release(struct listener *l, int index)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
 	struct fs_slot *slot = &pl->slot[index];
-	sigset_t saved;
+	struct fs_guard guard;
 
-	fs_lock(&pl->lock, &saved);
+	fs_lock(&pl->lock, &guard);
 	if (fs_worker_of(slot)->pid != (uint32_t)fs_pid) {
-		fs_unlock(&pl->lock, &saved);
+		fs_unlock(&pl->lock, &guard);
 		return; /* taken over */
 	}
 	fs_abandon(pl, index);
@@ -47,7 +47,52 @@ void fs_release(struct listener *l, int index)
 	fs_level(pl);
 	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
 		fs_publish_all(l, pl);
-	fs_unlock(&pl->lock, &saved);
+	fs_unlock(&pl->lock, &guard);
+}
+
+/* Whether the slot is the listener's, and not of another socket that the application opened. */
+static int belongs_to(const struct listener *l, const struct fs_slot *slot)
+{
+	return slot->state != FS_SLOT_FREE && (!slot->own || slot->cookie == l->cookie);
+}
+
+/* shutdown() stops the listener for all that have it, as where they share one socket. A further
+ * listen() finds the slots as they are.
+ */
+void fs_stop(struct listener *l)
+{
+	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	struct fs_guard guard;
+
+	fs_lock(&pl->lock, &guard);
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		struct fs_slot *slot = &pl->slot[i];
+		int fd = fs_fd_of_cookie(l->page_index, slot->cookie);
+
+		if (belongs_to(l, slot) && fd >= 0 && NEXT(shutdown)(fd, SHUT_RD) == 0)
+			fs_unpublish(pl, slot);
+	}
+	if (l->origin >= 0)
+		NEXT(shutdown)(l->origin, SHUT_RD);
+	fs_unlock(&pl->lock, &guard);
+}
+
+/* A further listen(), which may follow a shutdown() or change the backlog, is for all of them. */
+void fs_go_on(struct listener *l, int backlog)
+{
+	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	struct fs_guard guard;
+
+	fs_lock(&pl->lock, &guard);
+	l->backlog = pl->backlog = backlog;
+	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
+		int fd = fs_fd_of_cookie(l->page_index, pl->slot[i].cookie);
+
+		if (belongs_to(l, &pl->slot[i]) && fd >= 0)
+			NEXT(listen)(fd, backlog);
+	}
+	fs_publish_all(l, pl);
+	fs_unlock(&pl->lock, &guard);
 }
 
 /* A thread that polled slots ends; its process goes on. */
@@ -58,11 +103,11 @@ void fs_thread_ends(void *worker)
 	for (int i = 0; i < fs_listener_count; i++) {
 		struct listener *l = &fs_listeners[i];
 		struct fs_listener *pl = &fs_page->listener[l->page_index];
-		sigset_t saved;
+		struct fs_guard guard;
 
 		if (l->fd < 0)
 			continue;
-		fs_lock(&pl->lock, &saved);
+		fs_lock(&pl->lock, &guard);
 		for (int j = l->stand_ins - 1; j >= 0; j--)
 			if (fs_worker_of(&pl->slot[l->stand_in[j].slot]) == worker) {
 				fs_abandon(pl, l->stand_in[j].slot);
@@ -76,7 +121,7 @@ void fs_thread_ends(void *worker)
 			fs_unclaimed++;
 		}
 		fs_level(pl);
-		fs_unlock(&pl->lock, &saved);
+		fs_unlock(&pl->lock, &guard);
 	}
 	fs_worker->pid = 0;
 	fs_worker = NULL;
@@ -85,20 +130,20 @@ void fs_thread_ends(void *worker)
 /* This process had slots before it replaced itself by exec; now it polls none. */
 void fs_forget_past(void)
 {
-	sigset_t saved;
+	struct fs_guard guard;
 
 	for (int i = 0; i < FS_MAX_LISTENERS; i++) {
 		struct fs_listener *pl = &fs_page->listener[i];
 
 		if (!pl->claimed)
 			continue;
-		fs_lock(&pl->lock, &saved);
+		fs_lock(&pl->lock, &guard);
 		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
 			if ((pl->slot[j].state == FS_SLOT_CLAIMED ||
 			     pl->slot[j].state == FS_SLOT_PAUSED) &&
 			    fs_worker_of(&pl->slot[j])->pid == (uint32_t)fs_pid)
 				fs_abandon(pl, j);
-		fs_unlock(&pl->lock, &saved);
+		fs_unlock(&pl->lock, &guard);
 	}
 	for (int i = 0; i < FS_MAX_WORKERS; i++)
 		if (fs_page->worker[i].pid == (uint32_t)fs_pid)
@@ -115,13 +160,13 @@ void fs_forget_past(void)
 EXPORT int fsocket_sweep(struct fs_page *page, unsigned listener)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
-	sigset_t saved;
+	struct fs_guard guard;
 
 	fs_page = page;
-	if (!fs_trylock(&pl->lock, &saved))
+	if (!fs_trylock(&pl->lock, &guard))
 		return 0;
 	fs_sweep(pl);
-	fs_unlock(&pl->lock, &saved);
+	fs_unlock(&pl->lock, &guard);
 	return 1;
 }
 
@@ -130,16 +175,16 @@ EXPORT int fsocket_forget(struct fs_page *page, unsigned listener, unsigned slot
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
 	struct fs_slot *gone = &pl->slot[slot & (FS_MAX_SLOTS - 1)];
-	sigset_t saved;
+	struct fs_guard guard;
 
 	fs_page = page;
-	if (!fs_trylock(&pl->lock, &saved))
+	if (!fs_trylock(&pl->lock, &guard))
 		return 0;
 	if (gone->state == FS_SLOT_ORPHAN && gone->cookie == cookie) {
 		fs_set_state(pl, slot & (FS_MAX_SLOTS - 1), FS_SLOT_FREE);
 		fs_unpublish(pl, gone);
 	}
-	fs_unlock(&pl->lock, &saved);
+	fs_unlock(&pl->lock, &guard);
 	return 1;
 }
 
@@ -147,12 +192,12 @@ EXPORT int fsocket_forget(struct fs_page *page, unsigned listener, unsigned slot
 EXPORT int fsocket_hand_over(struct fs_page *page, unsigned listener, unsigned slot, int fd)
 {
 	struct fs_listener *pl = &page->listener[listener & (FS_MAX_LISTENERS - 1)];
-	sigset_t saved;
+	struct fs_guard guard;
 
 	fs_page = page;
-	if (!fs_trylock(&pl->lock, &saved))
+	if (!fs_trylock(&pl->lock, &guard))
 		return 0;
 	hand_over(pl, slot & (FS_MAX_SLOTS - 1), fd);
-	fs_unlock(&pl->lock, &saved);
+	fs_unlock(&pl->lock, &guard);
 	return 1;
 }

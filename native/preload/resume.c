@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -18,7 +19,7 @@
 #include "fsocket.h"
 
 #define SEPARATOR "\x1f"
-#define WORDS 4 /* interpreter, program, the application's first process, the page's id */
+#define WORDS 5 /* interpreter, program, first process, the page's id, the keeper's name */
 
 static char *command[WORDS + 1];
 static uid_t identity;
@@ -58,27 +59,36 @@ static pid_t silent_fork(void)
 	return syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
 }
 
-/* Start one; should another process be quicker, it ends. Returns whether that could be done. */
-static int start_keeper(void)
+/* Start one; should another process be quicker, it ends. Returns its pid, or 0. */
+static pid_t start_keeper(void)
 {
-	pid_t child = silent_fork();
+	pid_t *keeper, pid, child;
 
+	keeper = mmap(NULL, sizeof(*keeper), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
+	if (keeper == MAP_FAILED)
+		return 0;
+	child = silent_fork();
 	if (child == 0) {
-		if (silent_fork() == 0)
+		pid = silent_fork();
+		if (pid == 0)
 			become_keeper();
+		*keeper = pid;
 		_exit(0);
 	}
 	while (child > 0 && waitpid(child, NULL, __WALL) < 0 && errno == EINTR)
 		;
-	return child > 0;
+	pid = child > 0 && *keeper > 0 ? *keeper : 0;
+	munmap(keeper, sizeof(*keeper));
+	return pid;
 }
 
 /* A program that was just executed by one that had a keeper (HAProxy at a reload), and finds none,
- * knows no page: its keeper finds that for it. Returns whether there will be one.
+ * knows no page: a new keeper finds that for it, and ends if it is gone. Returns its pid, or 0.
  */
-int fs_keeper_anew(void)
+pid_t fs_keeper_anew(void)
 {
-	return command[0] && geteuid() == identity && start_keeper();
+	return command[0] && geteuid() == identity ? start_keeper() : 0;
 }
 
 /* See to it that a keeper lives or is about to. */

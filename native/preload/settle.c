@@ -10,12 +10,12 @@
 void fs_pause(struct listener *l, int index, int paused)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
-	sigset_t saved;
+	struct fs_guard guard;
 
-	fs_lock(&pl->lock, &saved);
+	fs_lock(&pl->lock, &guard);
 	if (pl->slot[index].state == (paused ? FS_SLOT_CLAIMED : FS_SLOT_PAUSED))
 		fs_set_state(pl, index, paused ? FS_SLOT_PAUSED : FS_SLOT_CLAIMED);
-	fs_unlock(&pl->lock, &saved);
+	fs_unlock(&pl->lock, &guard);
 }
 
 /* What was sent to the slot, and neither was accepted nor waits, never completed. */

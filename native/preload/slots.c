@@ -67,11 +67,11 @@ int fs_sweep(struct fs_listener *pl)
 struct fs_worker *fs_own_worker(void)
 {
 	pid_t pid = getpid(), tid = syscall(SYS_gettid);
-	sigset_t saved;
+	struct fs_guard guard;
 
 	if (fs_worker)
 		return fs_worker;
-	fs_lock(&fs_page->worker_lock, &saved);
+	fs_lock(&fs_page->worker_lock, &guard);
 	for (int i = 0; i < FS_MAX_WORKERS; i++) {
 		struct fs_worker *worker = &fs_page->worker[i];
 
@@ -83,7 +83,7 @@ struct fs_worker *fs_own_worker(void)
 		pthread_setspecific(fs_thread_key, worker);
 		break;
 	}
-	fs_unlock(&fs_page->worker_lock, &saved);
+	fs_unlock(&fs_page->worker_lock, &guard);
 	return fs_worker;
 }
 

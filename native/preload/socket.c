@@ -22,15 +22,12 @@ EXPORT int listen(int fd, int backlog)
 EXPORT int shutdown(int fd, int how)
 {
 	struct listener *l = listener_of(fd);
+	int result = NEXT(shutdown)(fd, how), saved = errno;
 
-	for (int i = 0; l && i < l->stand_ins; i++) {
-		NEXT(shutdown)(l->stand_in[i].fd, how);
-		if (how != SHUT_WR)
-			fs_pause(l, l->stand_in[i].slot, 1);
-	}
-	if (l && l->slot >= 0 && how != SHUT_WR)
-		fs_pause(l, l->slot, 1);
-	return NEXT(shutdown)(fd, how);
+	if (l && result == 0 && how != SHUT_WR)
+		fs_stop(l);
+	errno = saved;
+	return result;
 }
 
 /* Options that a sibling cannot be given: the kernel does not tell the keys, and an
@@ -49,7 +46,7 @@ static COLD void forbid_siblings(int fd)
 	struct listener *l = listener_of(fd);
 
 	if (l)
-		fs_listener_close(l);
+		fs_listener_forget(l);
 	if (fd_entry(fd) != fd_entry(-1))
 		fd_entry(fd)->kind = FD_ALONE;
 }

@@ -66,6 +66,8 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         console.print(
             f"  full accept queues in this network namespace: {status['listen_overflows']}"
         )
+    if status.get("refused"):
+        console.print(f"  requests of strangers that its keeper refused: {status['refused']}")
     if status["local"]:
         _show_local(console, status["local"])
     for listener in status["listeners"]:

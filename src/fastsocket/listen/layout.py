@@ -100,7 +100,7 @@ class Slot(ctypes.Structure):
         ("help", c_uint32),
         ("before", c_uint32),
         ("left_in", c_uint32),
-        ("pad2", c_uint32),
+        ("forked", c_uint32),
     )
 
 

@@ -7,7 +7,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Self
 
@@ -97,7 +97,9 @@ class StatusPage:
         return {pid for pid in self.view.process if pid}
 
 
-def snapshot(page: Page, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
+def snapshot(
+    page: Page, queues: Mapping[int, Queue], among: Iterable[int] = range(layout.MAX_LISTENERS)
+) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
     A listener has ``address`` (text), ``port``, ``tier``, ``decisions``, ``queue``, ``unslotted``
@@ -116,9 +118,10 @@ def snapshot(page: Page, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
     Args:
         page: Of an application, which may have scribbled over it.
         queues: What the kernel tells of the accept queues, by socket cookie.
+        among: The entries that may be listeners.
     """
     listeners = []
-    for index in range(layout.MAX_LISTENERS):
+    for index in among:
         entry = page.listener[index]
         if not entry.generation:
             continue
