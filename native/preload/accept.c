@@ -75,13 +75,24 @@ static COLD int accept_any(struct listener *l, struct source tried, struct socka
 	return connection;
 }
 
-/* Whether another worker's queue may be drained by this thread: it waits for a worker that is
- * late, or its worker is gone. Only non-blocking listeners: their workers expect to find
- * nothing at times.
- */
-static int wants_help(const struct fs_slot *slot)
+/* Connections that the slot's worker has or is about to have. */
+static int64_t held(const struct fs_slot *slot)
 {
-	return slot->state == FS_SLOT_ORPHAN || (slot->state != FS_SLOT_FREE && slot->help);
+	return (int32_t)slot->live + (int64_t)(slot->assigned - slot->accepted - slot->settled);
+}
+
+/* Whether another worker's queue may be drained by this thread, which has the slot `own`: it
+ * waits for a worker that is late, or its worker is gone. Only non-blocking listeners: their
+ * workers expect to find nothing at times. Connections that last would leave the workers uneven
+ * for good, so a worker that is only late for a moment keeps those that are its share.
+ */
+static int wants_help(const struct fs_listener *pl, const struct fs_slot *slot,
+		      const struct fs_slot *own)
+{
+	if (slot->state != FS_SLOT_CLAIMED)
+		return slot->state == FS_SLOT_ORPHAN ||
+		       (slot->state == FS_SLOT_PAUSED && slot->help);
+	return slot->help == FS_HELP_EVENLY ? !pl->by_live || held(own) < held(slot) : slot->help;
 }
 
 /* Accept a connection that waits on another slot of the listener, or return -1. */
@@ -89,34 +100,36 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 				   socklen_t *len, int flags)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
+	struct fs_slot *own = page_slot(l->page_index, slot);
 	int saved = errno, connection = -1, orphans = 0;
 
 	if (slot < 0)
 		return -1;
 	pl->help = 0;
-	page_slot(l->page_index, slot)->help = 0; /* its worker is at it */
+	own->help = FS_HELP_NONE; /* its worker is at it */
 	for (unsigned i = 0; connection < 0 && i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[i];
-		int fd = (int)i != slot && wants_help(other) ?
-				 fs_fd_of_cookie(l->page_index, other->cookie) :
-				 -1;
+		int wanted = other != own && wants_help(pl, other, own);
+		int fd = wanted ? fs_fd_of_cookie(l->page_index, other->cookie) : -1;
 
 		orphans |= other->state == FS_SLOT_ORPHAN;
+		if (!wanted && other->help == FS_HELP_EVENLY)
+			other->help = FS_HELP_NONE; /* until the program asks again */
 		if (fd < 0 || !(fcntl(fd, F_GETFL) & O_NONBLOCK))
 			continue;
 		connection = NEXT(accept4)(fd, addr, len, flags);
 		if (connection < 0)
-			other->help = 0;
+			other->help = FS_HELP_NONE;
 		else
 			__atomic_fetch_add(&other->accepted, 1, __ATOMIC_RELAXED);
 	}
 	/* While no program chooses, orphans go on getting connections. */
-	if (orphans && !page_slot(l->page_index, slot)->published)
+	if (orphans && !own->published)
 		pl->help = 1;
 	if (connection >= 0) {
 		pl->help = 1; /* there may be more */
 		__atomic_fetch_add(&pl->stolen, 1, __ATOMIC_RELAXED);
-		__atomic_fetch_sub(&page_slot(l->page_index, slot)->accepted, 1, __ATOMIC_RELAXED);
+		__atomic_fetch_sub(&own->accepted, 1, __ATOMIC_RELAXED);
 	}
 	errno = saved;
 	return connection;

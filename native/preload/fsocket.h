@@ -19,6 +19,10 @@
 #include "keeper.h"
 #include "page.h"
 
+#ifndef IP_LOCAL_PORT_RANGE
+#define IP_LOCAL_PORT_RANGE 51 /* since Linux v6.3 */
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define EXPORT __attribute__((visibility("default")))
@@ -150,6 +154,12 @@ static inline uint64_t fs_now(void)
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
 }
+
+/* connect.c: receive flow deliver */
+extern int fs_deliver; /* connections take their port from the CPU's slice */
+extern int fs_own_ranges; /* the application sets ranges of local ports itself */
+void fs_slices_find(void);
+int fs_bind_now(int fd);
 
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);

@@ -39,8 +39,10 @@ static void ask_for_the_paused(struct fs_listener *pl)
 		struct fs_slot *slot = &pl->slot[i];
 
 		if (slot->state == FS_SLOT_PAUSED &&
-		    slot->assigned != slot->accepted + slot->settled)
-			slot->help = pl->help = 1;
+		    slot->assigned != slot->accepted + slot->settled) {
+			slot->help = FS_HELP_ALWAYS;
+			pl->help = 1;
+		}
 	}
 }
 

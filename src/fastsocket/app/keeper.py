@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastsocket.app.listeners import Listeners
 from fastsocket.app.orphans import rescue
@@ -33,6 +33,9 @@ from fastsocket.listen.page import StatusPage, snapshot
 from fastsocket.listen.queues import listen_overflows, queues
 from fastsocket.listen.select import Selector, migration_works
 from fastsocket.local.fastpath import FastPath
+
+if TYPE_CHECKING:
+    from fastsocket.app.deliver import Deliver
 
 __all__ = ["Keeper", "become_keeper"]
 
@@ -53,6 +56,7 @@ class Keeper:
         resumed: Whether it takes the place of a keeper that was killed.
         local_port: The application's port whose connections within this host take the local fast
             path.
+        deliver: How its own connections get their ports; None: as the kernel chooses.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Keeper:
         command: list[str],
         resumed: bool = False,
         local_port: int | None = None,
+        deliver: "Deliver | None" = None,
     ) -> None:
         self.page, self.pid, self.command = page, pid, command
         self.reasons: dict[str, str] = {}
@@ -76,6 +81,7 @@ class Keeper:
         self._log_due = 0.0  # when a refusal may be logged again
         self._resumed = resumed
         self._local_port = local_port
+        self._deliver = deliver
         self._local: FastPath | None = None
         self._local_limits: list[str] = []
 
@@ -101,6 +107,8 @@ class Keeper:
                 with self._noting("rescue"):
                     self._rescue()
         self.listeners.put_back()
+        if self._deliver:
+            self._deliver.close()
 
     def _patience(self) -> float | None:
         """Return how long to wait for events in seconds, None for as long as it takes."""
@@ -128,6 +136,7 @@ class Keeper:
             "processes": list(self.processes),
             "listeners": snapshot(self.page.view, queues(), self.listeners.placed()),
             "listen_overflows": listen_overflows(),
+            "deliver": self._deliver and self._deliver.status(),
             "local": self._local and self._local.status() | {"limits": self._local_limits},
         }
 
@@ -280,6 +289,8 @@ class Keeper:
         time.sleep(LINGER_S)
         for pid in self.processes.registered():
             self._watch(pid)
+        for pid in self._deliver.processes() if self._deliver else ():  # of its control group
+            self._watch(pid, vouched=True)
         return bool(self.processes)
 
 

@@ -29,6 +29,8 @@ LABELS = {
     "p99_us_1": "p99 us, 1 alone",
     "local_percent_1": "local %, 1 alone",
     "active_local_percent": "backend local %",
+    "reader_local_percent": "local reads, moved %",
+    "prepare_ms": "compile and load ms",
 }
 SITES_SHOWN = 8
 
