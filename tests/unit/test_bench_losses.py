@@ -3,6 +3,7 @@
 
 import os
 import socket
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from fastsocket.bench.session import Outcome
 from fastsocket.bench.suite import Step, run_suite
 from fastsocket.bench.trouble import ABILITIES, Amounts, Trouble
 from fastsocket.errors import UsageError
+from fastsocket.native import native_file
 
 pytestmark = pytest.mark.unit
 
@@ -168,5 +170,19 @@ def test_what_this_process_takes() -> None:
     with socket.socket():
         assert descriptors(os.getpid()) == before + 1
     assert 1000 < anonymous_kib(os.getpid()) < pss_kib(os.getpid())
-    assert library_kib(os.getpid()) is None, "it is not preloaded here"
     assert descriptors(NO_PID) is pss_kib(NO_PID) is library_kib(NO_PID) is None
+
+
+@pytest.mark.parametrize("preloaded", [False, True])
+def test_what_the_library_takes(preloaded: bool) -> None:
+    more = {"LD_PRELOAD": str(native_file("libfsocket.so"))} if preloaded else {}
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=more) as cat:
+        assert cat.stdin
+        assert cat.stdout
+        cat.stdin.write(b"x")
+        cat.stdin.flush()
+        cat.stdout.read(1)  # it runs
+        took = library_kib(cat.pid)
+        cat.stdin.close()
+    assert (took is not None) == preloaded
+    assert not preloaded or 4 < took < 4096
