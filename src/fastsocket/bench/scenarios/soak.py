@@ -34,6 +34,8 @@ PAUSES_SECONDS = (0.05, 0.8)
 STOP_SECONDS = (0.01, 0.3)
 QUIET_END_SECONDS = 0.5
 CALM_SECONDS = 10.0
+# Of a server without a keeper, until that must have brought one.
+FORKS = 3
 _CONTROL = "there is none without Fastsocket"
 _KEEPS_ALIVE = ("nginx", "demo")
 
@@ -252,11 +254,16 @@ def _status(kept: _Kept) -> dict[str, Any]:
     Raises:
         FastsocketError: It does not come.
     """
-    running = kept.running
-    for _ in range(3):
-        with running.netspace.entered():
-            status = ask(running.process.pid)
-        if status:
-            return status
+    running, end = kept.running, time.monotonic()
+    for _ in range(FORKS):
+        while True:
+            with running.netspace.entered():
+                status = ask(running.process.pid)
+            if status:
+                return status
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
         kept.trouble.fork()
+        end = time.monotonic() + CALM_SECONDS
     raise FastsocketError("no keeper came in place of one that was killed")
