@@ -239,6 +239,7 @@ int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker,
 /* resume.c */
 void fs_resume_find(void);
 void fs_keeper_ensure(void);
+pid_t fs_keeper_anew(void);
 
 /* lock.c */
 

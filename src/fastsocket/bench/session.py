@@ -103,8 +103,9 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    has = [Mode.FASTSOCKET] if isinstance(scenario, Soak) else chosen.modes
-    modes = _modes(request.modes, has, chosen.name)
+    modes = _modes(request.modes, chosen.modes, chosen.name)
+    if isinstance(scenario, Soak):
+        modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
 
@@ -146,7 +147,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
                 scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
             )
         if isinstance(scenario, Soak):
-            stack.enter_context(scenario.kept(setup, request.rounds, seed))
+            stack.enter_context(scenario.kept(setup, modes[0], request.rounds, seed))
         done = run_rounds(
             scenario, setup, modes, *times, lambda done: bool(request.wanted) and not missing(done)
         )
