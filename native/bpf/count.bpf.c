@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Counters of the benchmark: lock contentions, reschedule interrupts, for each accepting thread
+ * Counters of the benchmark: lock contentions, reschedule interrupts and whom they wake, for each accepting thread
  * how many connections it accepted and how many of them came in on its own CPU, connections that
  * ended unanswered (in the queue of a listener that closed, or in a process that died), reads of a
  * server whose data came in on the reader's CPU, and packets of connections that a proxy opened
@@ -20,6 +20,8 @@
 #define MAX_SITES 4096
 #define MAX_FRAMES 24
 #define MAX_OPENERS 65536
+#define MAX_WOKEN 1024
+#define COMM_LEN 16
 #define SOCK_STREAM 1
 #define PF_EXITING 0x4
 
@@ -96,6 +98,7 @@ struct files_struct {
 struct task_struct {
 	struct files_struct *files;
 	unsigned int flags;
+	char comm[COMM_LEN];
 } __attribute__((preserve_access_index));
 
 struct pt_regs___x86 {
@@ -168,6 +171,26 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } sites SEC(".maps");
+
+struct comm {
+	char name[COMM_LEN];
+};
+
+/* The task that this CPU is waking; no name where it wakes none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct comm);
+} waking SEC(".maps");
+
+/* Reschedule interrupts sent, by the name of the task that they were sent for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_WOKEN);
+	__type(key, struct comm);
+	__type(value, __u64);
+} woken SEC(".maps");
 
 /* Numbers of accept and accept4 on this architecture, set by the loader. */
 const volatile long accept_nr = -1;
@@ -287,6 +310,62 @@ int on_contention_site(void *ctx)
 		__sync_fetch_and_add(seen, 1);
 	else
 		bpf_map_update_elem(&sites, &key, &one, BPF_NOEXIST);
+	return 0;
+}
+
+static __always_inline struct comm *woken_here(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&waking, &key);
+}
+
+/* Argument: the task. Interrupts are off from here to on_woken, so that nothing comes between. */
+SEC("raw_tp/sched_waking")
+int on_waking(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct task_struct *task = (const struct task_struct *)ctx->args[0];
+	struct comm *comm = woken_here();
+
+	if (comm) {
+		__builtin_memset(comm, 0, sizeof(*comm));
+		BPF_CORE_READ_STR_INTO(&comm->name, task, comm);
+	}
+	return 0;
+}
+
+SEC("raw_tp/sched_wakeup")
+int on_woken(void *ctx __attribute__((unused)))
+{
+	struct comm *comm = woken_here();
+
+	if (comm)
+		__builtin_memset(comm, 0, sizeof(*comm));
+	return 0;
+}
+
+/*
+ * Arguments: CPU, call site, function to call there. A reschedule interrupt calls none; a wake-up
+ * that is handed to the other CPU as a call ends here.
+ */
+SEC("raw_tp/ipi_send_cpu")
+int on_interrupt(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct comm *comm = woken_here(), key;
+	__u64 one = 1, *seen;
+
+	if (!comm)
+		return 0;
+	if (ctx->args[2]) {
+		__builtin_memset(comm, 0, sizeof(*comm));
+		return 0;
+	}
+	key = *comm;
+	seen = bpf_map_lookup_elem(&woken, &key);
+	if (seen)
+		__sync_fetch_and_add(seen, 1);
+	else
+		bpf_map_update_elem(&woken, &key, &one, BPF_NOEXIST);
 	return 0;
 }
 

@@ -4,6 +4,7 @@
 import os
 import platform
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Self
@@ -19,6 +20,7 @@ __all__ = [
     "LOSSES",
     "READS",
     "SITES",
+    "WOKEN",
     "Accepts",
     "Events",
     "Probe",
@@ -28,6 +30,7 @@ __all__ = [
 EVENTS = ("on_contention", "on_reschedule")
 ACCEPTS = ("on_accept",)
 SITES = ("on_contention_site",)
+WOKEN = ("on_waking", "on_woken", "on_interrupt")
 LOSSES = ("on_lost",)
 READS = ("on_read",)
 ACTIVE = ("on_open", "on_packet")
@@ -95,6 +98,7 @@ class Probe:
         self._threads = self._object.map("threads")
         self._sites = self._object.map("sites")
         self._stacks = self._object.map("stacks")
+        self._woken = self._object.map("woken")
 
     @contextmanager
     def attached(self, *programs: str) -> Iterator[None]:
@@ -114,8 +118,8 @@ class Probe:
             yield
 
     def watch(self, netns: int, port: int) -> None:
-        """Forget accepts and call sites; from now on count for `port` in namespace `netns`."""
-        for table in (self._threads, self._sites):
+        """Forget accepts, call sites and wake-ups; from now on count for `port` in `netns`."""
+        for table in (self._threads, self._sites, self._woken):
             for key in list(table.keys()):
                 table.delete(key)
         self._object.map("target_map").update(_LISTENER, struct.pack("=II", netns, port))
@@ -145,6 +149,19 @@ class Probe:
             if count is not None and frames is not None:
                 addresses = struct.unpack(f"={len(frames) // 8}Q", frames)
                 found.append(([a for a in addresses if a], struct.unpack("=Q", count)[0]))
+        return found
+
+    def woken(self) -> dict[str, int]:
+        """Return the reschedule interrupts sent since :meth:`watch`, by name of the woken task.
+
+        The empty name stands for those that woke none.
+        """
+        found = {}
+        for key in list(self._woken.keys()):
+            count = self._woken.lookup(key)
+            if count is not None:
+                name = key.rstrip(b"\0").decode(errors="replace")
+                found[name] = int.from_bytes(count, sys.byteorder)
         return found
 
     def close(self) -> None:

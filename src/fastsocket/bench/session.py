@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from fastsocket.bench.clients import client
 from fastsocket.bench.interrupt import check, interruptible
@@ -20,12 +21,14 @@ from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import Probe
 from fastsocket.bench.process import free_port
 from fastsocket.bench.result import Result
-from fastsocket.bench.runner import Rounds, assemble, run_rounds
-from fastsocket.bench.scenario import ADDRESS, SPARE, Setup
+from fastsocket.bench.runner import Progress, Rounds, assemble, run_rounds
+from fastsocket.bench.scenario import ADDRESS, SPARE, Scenario, Setup
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
+from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.servers import CONNECTIONS
 from fastsocket.bench.stores import server
+from fastsocket.bench.trace import Trace
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
 from fastsocket.host.topology import order_physical_first, read_topology
 
@@ -52,7 +55,8 @@ class Request:
     `modes` empty takes all that the server has; `port` 0 lets the bench choose; `seed` None draws
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
     rounds early rather than exceed it. `connections` and `cores` are for each core and the core
-    counts where those are varied; `cores` is for nothing else.
+    counts where those are varied; `cores` is for nothing else. `call_sites` adds a run in each
+    mode that names what remains of contentions and interrupts, where the scenario counts them.
     """
 
     scenario: str
@@ -66,7 +70,7 @@ class Request:
     port: int = 0
     seed: int | None = None
     run_options: Sequence[str] = ()
-    call_sites: bool = False
+    call_sites: bool = True
     rate: float | None = None
     cores: Sequence[int] = ()
     budget_seconds: float | None = None
@@ -122,7 +126,6 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             private=private,
             note=notes.append,
             run_options=request.run_options,
-            call_sites=request.call_sites,
             rate=request.rate,
         )
         setup = scenario.prepare(setup)
@@ -131,11 +134,44 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         if isinstance(scenario, Scale):
             setups = _setups(setup, request, open_files)
             swept = scenario.sweep(setups, modes, *times)
-            return Outcome(
-                scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
-            )
+            most = setups[max(setups)]
+            traces = _traces(scenario, most, modes, request, swept, advance)
+            endnotes = [*notes, *_ending(swept)]
+            result = scenario.result(setups, swept, seed, endnotes, traces)
+            return Outcome(result, swept.failure)
         done = run_rounds(scenario, setup, modes, *times)
-    return Outcome(assemble(scenario, setup, done, seed, [*notes, *_ending(done)]), done.failure)
+        traces = _traces(scenario, setup, modes, request, done, advance)
+    result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)], traces=traces)
+    return Outcome(result, done.failure)
+
+
+def _traces(
+    scenario: Scenario,
+    setup: Setup,
+    modes: Sequence[Mode],
+    request: Request,
+    done: Rounds[Any],
+    advance: Progress,
+) -> dict[Mode, Trace]:
+    """Run each mode once more to name what remains, after rounds that all went well.
+
+    The rounds are there by then: neither a failure nor Ctrl-C loses them.
+    """
+    traces: dict[Mode, Trace] = {}
+    if not (isinstance(scenario, Short) and request.call_sites and setup.probe):
+        return traces
+    if done.interrupted:
+        return traces
+    runs = len(done.complete) * len(done.keys)
+    try:
+        for mode in modes:
+            advance(runs, runs, f"traced apart, {mode}")
+            traces[mode] = scenario.trace(setup, mode, setup.probe)
+    except KeyboardInterrupt:
+        setup.note("interrupted before what remains was traced in every mode")
+    except FastsocketError as failure:
+        setup.note(f"what remains was not traced in every mode: {failure}")
+    return traces
 
 
 def _setups(setup: Setup, request: Request, open_files: int) -> dict[int, Setup]:
@@ -202,7 +238,7 @@ def _raise_file_limit(needed: int) -> int:
 def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     """Show progress on stderr for a block, if that is a terminal; an interrupt ends it there."""
     console = Console(stderr=True)
-    with Progress(
+    with Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),

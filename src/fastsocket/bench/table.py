@@ -66,16 +66,25 @@ def render(result: Result) -> RenderableType:
         parts.append(_table(result.ratios))
     if result.points:
         parts.extend(_by_cores(result))
-    for mode, sites in result.call_sites.items():
-        if sites:
-            table = Table(title=f"Lock contentions/1k by call site, {mode}", box=None)
-            table.add_column("function")
-            table.add_column("per 1k", justify="right")
-            for name, rate in list(sites.items())[:SITES_SHOWN]:
-                table.add_row(name, figure(rate))
-            parts.append(table)
+    parts.extend(_remaining("Lock contentions/1k by call site", "function", result.call_sites))
+    parts.extend(_remaining("Resched IPIs/1k by woken task", "task", result.woken))
     parts.extend(Text(f"note: {note}") for note in [*result.notes, *_reasons(result)])
     return Group(*parts)
+
+
+def _remaining(title: str, what: str, modes: Mapping[str, Mapping[str, float]]) -> list[Table]:
+    """Return what was traced beside the rounds, a column for each mode, the most first."""
+    names = {name for rates in modes.values() for name in rates}
+    most = sorted(names, key=lambda name: -max(rates.get(name, 0.0) for rates in modes.values()))
+    if not most:
+        return []
+    table = Table(title=f"{title} (a run apart)", box=None, title_justify="left")
+    table.add_column(what)
+    for mode in modes:
+        table.add_column(mode, justify="right")
+    for name in most[:SITES_SHOWN]:
+        table.add_row(name, *(figure(rates.get(name, 0.0)) for rates in modes.values()))
+    return [table]
 
 
 def _by_cores(result: Result) -> list[RenderableType]:

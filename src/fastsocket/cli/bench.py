@@ -64,7 +64,12 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.option(
     "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
 )
-@click.option("--call-sites", is_flag=True, help="Name the functions that contend for locks.")
+@click.option(
+    "--call-sites/--no-call-sites",
+    default=True,
+    show_default=True,
+    help="Name what contends for locks, and whom interrupts wake, in a further run a mode.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -99,7 +104,7 @@ def command(
     --output; called again, it goes on where it was interrupted.
     """
     if scenario == ALL:
-        given = (server, modes, connections, cores, port, rate, call_sites, client != "auto")
+        given = (server, modes, connections, cores, port, rate, not call_sites, client != "auto")
         if any(given):
             raise UsageError(
                 "'bench all' chooses servers, modes, clients and loads itself",

@@ -27,6 +27,7 @@ from fastsocket.report.tables import (
     metric_table,
     mode_order,
     scale_table,
+    woken_table,
 )
 
 __all__ = ["Chart", "Curve", "Section", "result_sections", "throughput_chart"]
@@ -119,6 +120,8 @@ def _metric_section(key: str, result: Result, host: Sequence[tuple[str, str]]) -
     tables = [metric_table(result)]
     if any(result.call_sites.values()):
         tables.append(call_site_table(result.call_sites))
+    if any(result.woken.values()):
+        tables.append(woken_table(result.woken))
     return Section(
         key,
         heading(result),

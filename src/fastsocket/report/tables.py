@@ -27,6 +27,7 @@ __all__ = [
     "metric_table",
     "mode_order",
     "scale_table",
+    "woken_table",
 ]
 
 _MODE_ORDER = ("stock", "reuseport", "fastsocket")
@@ -131,6 +132,17 @@ def scale_table(result: Result, metric: str) -> Table:
 
 def call_site_table(sites: dict[str, dict[str, float]]) -> Table:
     """Return where locks were contended: the kernel functions that matter, the worst first."""
+    caption = "Lock contentions per 1,000 connections by call site"
+    return _remaining_table(caption, "Function", sites)
+
+
+def woken_table(woken: dict[str, dict[str, float]]) -> Table:
+    """Return whom reschedule interrupts woke: the tasks, most first."""
+    caption = "Reschedule interrupts per 1,000 connections by woken task"
+    return _remaining_table(caption, "Task", woken)
+
+
+def _remaining_table(caption: str, what: str, sites: dict[str, dict[str, float]]) -> Table:
     modes = mode_order(sites)
     functions = dict.fromkeys(name for mode in modes for name in sites[mode])
     worst = sorted(functions, key=lambda name: -max(sites[mode].get(name, 0) for mode in modes))
@@ -138,7 +150,7 @@ def call_site_table(sites: dict[str, dict[str, float]]) -> Table:
         [Cell(name), *(Cell(number(sites[mode].get(name, 0))) for mode in modes)]
         for name in worst[:_CALL_SITES]
     ]
-    return Table("Lock contentions per 1,000 connections by call site", ["Function", *modes], rows)
+    return Table(f"{caption} (a run apart)", [what, *modes], rows)
 
 
 def law_table(laws: dict[str, Verdict]) -> Table:

@@ -7,7 +7,7 @@ The backend is the demo server in its stock configuration, in all modes alike. R
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.netspace import Netspace
@@ -56,11 +56,15 @@ class Proxy(Short):
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
-        with _proxied(setup, mode) as running:
+        with self.staged(setup, mode) as running:
             measure_speed(taken, running)
             watch_accepts(taken, running)
             taken.put("active_local_percent", _active_local(running), setup.probe_reason)
         return taken
+
+    def staged(self, setup: Setup, mode: Mode) -> AbstractContextManager[Stage]:
+        """See :class:`fastsocket.bench.scenarios.short.Short`."""
+        return _proxied(setup, mode)
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What remains of contentions and reschedule interrupts, by name, from a run of its own.
+
+Stack traces and looks at every wake-up slow the machine, so nothing of this run enters the figures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastsocket.bench.counters import read
+from fastsocket.bench.kallsyms import Symbols, call_site
+from fastsocket.bench.probe import SITES, WOKEN, Probe
+from fastsocket.bench.scenario import Stage
+from fastsocket.errors import MissingFeatureError
+
+__all__ = ["NOBODY", "Trace", "by_task", "take_trace"]
+
+TRACE_SECONDS = 1.0
+TRACE_WARMUP = 0.2
+NOBODY = "no task woken"
+"""Whom a reschedule interrupt of the scheduler itself wakes, such as one that moves tasks."""
+
+
+@dataclass
+class Trace:
+    """Per 1,000 connections: contentions by kernel function, interrupts by task, most first."""
+
+    sites: dict[str, float] = field(default_factory=dict)
+    woken: dict[str, float] = field(default_factory=dict)
+
+
+def take_trace(running: Stage, probe: Probe) -> Trace:
+    """Load a running server once more, with everything traced.
+
+    Raises:
+        FastsocketError: The client failed.
+        MissingFeatureError: The kernel lacks the tracepoint of contentions.
+    """
+    note = running.setup.note
+    probe.watch(running.netspace.inode, running.site.port)
+    before = read(running.netspace, None)
+    with probe.attached(*SITES):
+        try:
+            with probe.attached(*WOKEN):
+                running.load(TRACE_SECONDS, TRACE_WARMUP)
+        except MissingFeatureError as error:
+            # Debian's 6.1, for one, has no ipi_send_cpu.
+            note(f"reschedule interrupts are not told apart by the task that they wake: {error}")
+            running.load(TRACE_SECONDS, TRACE_WARMUP)
+    opens = read(running.netspace, None).opens - before.opens
+    if not opens:
+        return Trace()
+    symbols = Symbols.running()
+    sites: dict[str, int] = {}
+    for addresses, count in probe.sites():
+        site = call_site([symbols.name(address) for address in addresses])
+        sites[site] = sites.get(site, 0) + count
+    return Trace(_per_thousand(sites, opens), _per_thousand(by_task(probe.woken()), opens))
+
+
+def by_task(counts: Mapping[str, int]) -> dict[str, int]:
+    """Add up the threads that the kernel keeps for each CPU: ksoftirqd/0 and ksoftirqd/1."""
+    found: dict[str, int] = {}
+    for name, count in counts.items():
+        task = name.partition("/")[0] or NOBODY
+        found[task] = found.get(task, 0) + count
+    return found
+
+
+def _per_thousand(counts: Mapping[str, int], connections: int) -> dict[str, float]:
+    most = sorted(counts.items(), key=lambda item: -item[1])
+    return {name: 1000 * count / connections for name, count in most}
