@@ -110,7 +110,7 @@ struct pt_regs___arm64 {
 } __attribute__((preserve_access_index));
 
 /*
- * Whose connections count: inode number of the network namespace, and port. The first target is a
+ * Whose connections count: inode number of the network namespace, and port, 0 for all. The first is a
  * listener, the second the backend that a proxy in that namespace connects to.
  */
 enum role {
@@ -122,6 +122,12 @@ enum role {
 struct target {
 	__u32 netns;
 	__u32 port;
+};
+
+/* A thread on a CPU: one that is not pinned has several. */
+struct acceptor {
+	__u32 tid;
+	__u32 cpu;
 };
 
 struct accepts {
@@ -154,7 +160,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_THREADS);
-	__type(key, __u32);
+	__type(key, struct acceptor);
 	__type(value, struct accepts);
 } threads SEC(".maps");
 
@@ -210,7 +216,7 @@ static __always_inline bool is_target(const struct sock *sk, enum role role, __b
 	__u32 key = role;
 	struct target *target = bpf_map_lookup_elem(&target_map, &key);
 
-	return target && bpf_ntohs(port) == target->port &&
+	return target && (!target->port || bpf_ntohs(port) == target->port) &&
 	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
 }
 
@@ -270,7 +276,7 @@ int on_accept(struct bpf_raw_tracepoint_args *ctx)
 {
 	long nr = syscall_nr((void *)ctx->args[0]);
 	struct accepts fresh = {}, *mine;
-	__u32 tid;
+	struct acceptor acceptor;
 	struct socket *socket;
 	struct sock *sk;
 
@@ -282,16 +288,17 @@ int on_accept(struct bpf_raw_tracepoint_args *ctx)
 	sk = BPF_CORE_READ(socket, sk);
 	if (!is_watched(sk))
 		return 0;
-	tid = bpf_get_current_pid_tgid();
-	mine = bpf_map_lookup_elem(&threads, &tid);
+	acceptor.tid = bpf_get_current_pid_tgid();
+	acceptor.cpu = bpf_get_smp_processor_id();
+	mine = bpf_map_lookup_elem(&threads, &acceptor);
 	if (!mine) {
-		bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
-		mine = bpf_map_lookup_elem(&threads, &tid);
+		bpf_map_update_elem(&threads, &acceptor, &fresh, BPF_NOEXIST);
+		mine = bpf_map_lookup_elem(&threads, &acceptor);
 		if (!mine)
 			return 0;
 	}
 	mine->accepted++;
-	if (BPF_CORE_READ(sk, __sk_common.skc_incoming_cpu) == (int)bpf_get_smp_processor_id())
+	if (BPF_CORE_READ(sk, __sk_common.skc_incoming_cpu) == (int)acceptor.cpu)
 		mine->local++;
 	return 0;
 }

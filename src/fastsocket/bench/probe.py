@@ -5,7 +5,7 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Self
 
@@ -16,6 +16,7 @@ from fastsocket.native import native_file
 __all__ = [
     "ACCEPTS",
     "ACTIVE",
+    "ANY_PORT",
     "EVENTS",
     "LOSSES",
     "READS",
@@ -24,7 +25,10 @@ __all__ = [
     "Accepts",
     "Events",
     "Probe",
+    "summed",
 ]
+
+ANY_PORT = 0
 
 # Programs that are attached together.
 EVENTS = ("on_contention", "on_reschedule")
@@ -63,10 +67,19 @@ class Events(NamedTuple):
 
 
 class Accepts(NamedTuple):
-    """What one thread accepted, and how much of it came in on the CPU that it ran on."""
+    """What was accepted, and how much of it came in on the CPU that accepted it."""
 
     accepted: int
     local: int
+
+
+def summed(counts: Iterable[tuple[int, Accepts]]) -> dict[int, Accepts]:
+    """Add up the counts of each key."""
+    found: dict[int, Accepts] = {}
+    for key, (accepted, local) in counts:
+        before = found.get(key, Accepts(0, 0))
+        found[key] = Accepts(before.accepted + accepted, before.local + local)
+    return found
 
 
 class Probe:
@@ -117,7 +130,7 @@ class Probe:
                     ) from error
             yield
 
-    def watch(self, netns: int, port: int) -> None:
+    def watch(self, netns: int, port: int = ANY_PORT) -> None:
         """Forget accepts, call sites and wake-ups; from now on count for `port` in `netns`."""
         for table in (self._threads, self._sites, self._woken):
             for key in list(table.keys()):
@@ -132,14 +145,19 @@ class Probe:
         """Return the counts of what has been attached so far."""
         return Events(*(sum(self._per_cpu(index)) for index in range(len(Events._fields))))
 
-    def accepts(self) -> dict[int, Accepts]:
-        """Return the counts by thread id since :meth:`watch`."""
+    def acceptors(self) -> dict[tuple[int, int], Accepts]:
+        """Return the counts by thread id and CPU since :meth:`watch`."""
         found = {}
         for key in list(self._threads.keys()):
             value = self._threads.lookup(key)
             if value is not None:
-                found[int.from_bytes(key, "little")] = Accepts(*struct.unpack("=QQ", value))
+                tid, cpu = struct.unpack("=II", key)
+                found[tid, cpu] = Accepts(*struct.unpack("=QQ", value))
         return found
+
+    def accepts(self) -> dict[int, Accepts]:
+        """Return the counts by thread id since :meth:`watch`."""
+        return summed((tid, counts) for (tid, _), counts in self.acceptors().items())
 
     def sites(self) -> list[tuple[list[int], int]]:
         """Return the stacks (innermost address first) that contended since :meth:`watch`."""
