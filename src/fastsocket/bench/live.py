@@ -222,7 +222,7 @@ def _listeners_on(port: int) -> list[int]:
     found = {
         one.pid
         for one in psutil.net_connections("tcp")
-        if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid
+        if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port and one.pid
     }
     return sorted(found, key=_started)
 
