@@ -47,6 +47,9 @@ soak: packages-all install ## the tests with real servers, again and again for S
 	@end=$$(($$(date +%s) + $(SOAK))); \
 	while [ $$(date +%s) -lt $$end ]; do $(BIN)/pytest -q -x -m "netns or apps" || exit 1; done
 
+man: install ## write docs/fastsocket.1 from the commands' own help
+	$(BIN)/python tools/manpage.py
+
 lock: packages-all install ## renew requirements.lock (the only target that asks for newer packages)
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --generate-hashes --no-header \
@@ -79,4 +82,4 @@ install: | packages-run
 	@$(MAKE) -s --no-print-directory -C native
 
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format bench soak lock clean packages-run packages-all install
+.PHONY: help setup demo test lint format bench soak man lock clean packages-run packages-all install

@@ -32,7 +32,7 @@ from fastsocket.bench.trace import Trace
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
 from fastsocket.host.topology import order_physical_first, read_topology
 
-__all__ = ["MAX_CONNECTIONS", "Outcome", "Request", "perform"]
+__all__ = ["MAX_CONNECTIONS", "Outcome", "Request", "chosen_modes", "perform"]
 
 MAX_CONNECTIONS = CONNECTIONS - SPARE
 DEFAULT_CONNECTIONS = 64
@@ -103,7 +103,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    modes = _modes(request.modes, chosen.modes, chosen.name)
+    modes = chosen_modes(request.modes, chosen.modes, chosen.name)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
     open_files = _raise_file_limit(CONNECTIONS + SPARE_FILES)
@@ -187,8 +187,12 @@ def _ending(done: Rounds[Any]) -> list[str]:
     return [f"stopped in round {len(done.complete) + 1}: {done.failure}"] if done.failure else []
 
 
-def _modes(wanted: Sequence[str], has: Sequence[Mode], name: str) -> list[Mode]:
-    """Check the modes asked for against those that the server has."""
+def chosen_modes(wanted: Sequence[str], has: Sequence[Mode], name: str) -> list[Mode]:
+    """Return the modes asked for, or all that the server has.
+
+    Raises:
+        UsageError: There is no such mode, or the server does not have it.
+    """
     if not wanted:
         return list(has)
     for word in wanted:

@@ -29,6 +29,7 @@ LABELS = {
     "p99_us_1": "p99 us, 1 alone",
     "local_percent_1": "local %, 1 alone",
     "active_local_percent": "backend local %",
+    "core_deviation_percent": "core off the mean, %",
 }
 SITES_SHOWN = 8
 
@@ -54,9 +55,9 @@ def span(interval: Interval | Metric) -> str:
 def render(result: Result) -> RenderableType:
     """Return the tables of medians, of ratios and of call sites, and the notes."""
     host = result.host
+    length = f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.seconds:g} s"
     head = Text(
-        f"{result.scenario}: {result.server}, "
-        f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.seconds:g} s, "
+        f"{result.scenario}: {result.server}, {result.kind or length}, "
         f"{result.connections} connections, {result.client}\n"
         f"{host.model}, {host.cpus} CPUs, Linux {host.kernel}, commit {host.commit}\n"
         "median [95 % bootstrap interval]; ratios taken round by round"
@@ -88,19 +89,34 @@ def _remaining(title: str, what: str, modes: Mapping[str, Mapping[str, float]]) 
 
 
 def _by_cores(result: Result) -> list[RenderableType]:
-    """Return throughput by cores, and what the scalability law says of it."""
-    table = Table(title="Connections/s by cores", box=None, title_justify="left")
-    table.add_column("cores", justify="right")
-    for mode in result.modes:
-        table.add_column(mode, justify="right")
-    for point in result.points:
-        speeds = (span(metrics["cps"]) for metrics in point.modes.values())
-        table.add_row(str(point.cores), *speeds)
+    """Return throughput by cores, and what the scalability law says of it.
+
+    Where nothing was timed, all that was counted.
+    """
+    counted = next(iter(result.points[0].modes.values()))
+    tables = []
+    for metric in ["cps"] if "cps" in counted else counted:
+        title = f"{LABELS.get(metric, metric)} by cores".capitalize()
+        table = Table(title=title, box=None, title_justify="left")
+        table.add_column("cores", justify="right")
+        for mode in result.modes:
+            table.add_column(mode, justify="right")
+        for point in result.points:
+            figures = (_brief(metrics[metric]) for metrics in point.modes.values())
+            table.add_row(str(point.cores), *figures)
+        tables.append(table)
     laws = (
         Text(f"scalability law, {mode}: {law.verdict}: {law.reason}")
         for mode, law in result.usl.items()
     )
-    return [table, *laws]
+    return [*tables, *laws]
+
+
+def _brief(metric: Metric) -> str:
+    """Return median and interval; one run alone has none."""
+    if len(metric.samples) == 1 and metric.median is not None:
+        return figure(metric.median)
+    return span(metric)
 
 
 def print_result(result: Result, console: Console) -> None:

@@ -13,7 +13,7 @@ from fastsocket.bench.probe import SITES, WOKEN, Probe
 from fastsocket.bench.scenario import Stage
 from fastsocket.errors import MissingFeatureError
 
-__all__ = ["NOBODY", "Trace", "by_task", "take_trace"]
+__all__ = ["NOBODY", "Trace", "by_task", "contended", "take_trace"]
 
 TRACE_SECONDS = 1.0
 TRACE_WARMUP = 0.2
@@ -50,12 +50,18 @@ def take_trace(running: Stage, probe: Probe) -> Trace:
     opens = read(running.netspace, None).opens - before.opens
     if not opens:
         return Trace()
+    woken = by_task(probe.woken())
+    return Trace(_per_thousand(contended(probe), opens), _per_thousand(woken, opens))
+
+
+def contended(probe: Probe) -> dict[str, int]:
+    """Return the contentions that were traced, by kernel function."""
     symbols = Symbols.running()
-    sites: dict[str, int] = {}
+    found: dict[str, int] = {}
     for addresses, count in probe.sites():
         site = call_site([symbols.name(address) for address in addresses])
-        sites[site] = sites.get(site, 0) + count
-    return Trace(_per_thousand(sites, opens), _per_thousand(by_task(probe.woken()), opens))
+        found[site] = found.get(site, 0) + count
+    return found
 
 
 def by_task(counts: Mapping[str, int]) -> dict[str, int]:

@@ -224,9 +224,7 @@ def _scale_section(key: str, result: Result, host: Sequence[tuple[str, str]]) ->
     measured = {name for point in points for metrics in point.modes.values() for name in metrics}
     metric = next((name for name in ("cps", "rps") if name in measured), "")
     if not metric:
-        return Section(
-            key, heading(result), ("The file holds no throughput.",), facts=_facts(result, host)
-        )
+        return _count_section(key, result, host, measured)
     curves: dict[str, Curve] = {
         mode: [
             (float(point.cores), found.median, found.low, found.high)
@@ -248,6 +246,22 @@ def _scale_section(key: str, result: Result, host: Sequence[tuple[str, str]]) ->
         cards.append(_ratio_card(result, metric, final, pair))
     charts = [*([chart] if chart else []), *_core_charts(last.per_core, result.host.cpus)]
     return Section(key, heading(result), _text(result), cards, charts, tables, _facts(result, host))
+
+
+def _count_section(
+    key: str, result: Result, host: Sequence[tuple[str, str]], measured: set[str]
+) -> Section:
+    """Return what was counted by cores where nothing was timed, with the call sites of each."""
+    if not measured:
+        text = ("The file holds no figures.",)
+        return Section(key, heading(result), text, facts=_facts(result, host))
+    first = next(iter(result.points[0].modes.values()))
+    tables = [scale_table(result, name) for name in first]
+    for point in result.points:
+        if any(point.call_sites.values()):
+            table = call_site_table(point.call_sites)
+            tables.append(table._replace(caption=f"{table.caption}, {point.cores} cores"))
+    return Section(key, heading(result), _text(result), tables=tables, facts=_facts(result, host))
 
 
 def _scale_metrics(measured: set[str], first: str) -> list[str]:

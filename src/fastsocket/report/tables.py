@@ -63,6 +63,8 @@ def mode_order(modes: Iterable[str]) -> list[str]:
 def heading(result: Result) -> str:
     """Return the heading of a result, such as "Short connections: nginx"."""
     name = SCENARIOS.get(result.scenario, result.scenario)
+    if result.kind:
+        name = f"Counts by cores ({result.kind})"
     return f"{name}: {result.server}" if result.server else name
 
 
@@ -150,7 +152,7 @@ def _remaining_table(caption: str, what: str, sites: dict[str, dict[str, float]]
         [Cell(name), *(Cell(number(sites[mode].get(name, 0))) for mode in modes)]
         for name in worst[:_CALL_SITES]
     ]
-    return Table(f"{caption} (a run apart)", [what, *modes], rows)
+    return Table(caption, [what, *modes], rows)
 
 
 def law_table(laws: dict[str, Verdict]) -> Table:
