@@ -351,6 +351,16 @@ int on_woken(void *ctx __attribute__((unused)))
 	return 0;
 }
 
+static __always_inline void charge(const struct comm *comm)
+{
+	__u64 one = 1, *seen = bpf_map_lookup_elem(&woken, comm);
+
+	if (seen)
+		__sync_fetch_and_add(seen, 1);
+	else
+		bpf_map_update_elem(&woken, comm, &one, BPF_NOEXIST);
+}
+
 /*
  * Arguments: CPU, call site, function to call there. A reschedule interrupt calls none; a wake-up
  * that is handed to the other CPU as a call ends here.
@@ -359,7 +369,6 @@ SEC("raw_tp/ipi_send_cpu")
 int on_interrupt(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct comm *comm = woken_here(), key;
-	__u64 one = 1, *seen;
 
 	if (!comm)
 		return 0;
@@ -368,11 +377,36 @@ int on_interrupt(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	key = *comm;
-	seen = bpf_map_lookup_elem(&woken, &key);
-	if (seen)
-		__sync_fetch_and_add(seen, 1);
-	else
-		bpf_map_update_elem(&woken, &key, &one, BPF_NOEXIST);
+	charge(&key);
+	return 0;
+}
+
+/*
+ * Where the kernel does not tell who is interrupted for whom: the receiver's side. The task that a
+ * CPU switches to after a reschedule interrupt is the one that it was sent for.
+ */
+SEC("raw_tp/reschedule_entry")
+int on_interrupted(void *ctx __attribute__((unused)))
+{
+	struct comm *comm = woken_here();
+
+	if (comm)
+		comm->name[0] = 1;
+	return 0;
+}
+
+/* Arguments: whether it was preempted, the task before, the task after. */
+SEC("raw_tp/sched_switch")
+int on_switch(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct task_struct *task = (const struct task_struct *)ctx->args[2];
+	struct comm *comm = woken_here(), key = {};
+
+	if (!comm || !comm->name[0])
+		return 0;
+	comm->name[0] = 0;
+	BPF_CORE_READ_STR_INTO(&key.name, task, comm);
+	charge(&key);
 	return 0;
 }
 

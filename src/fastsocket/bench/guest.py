@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from statistics import fmean
 
 import msgspec
 
-from fastsocket.bench.counters import read, window
+from fastsocket.bench.counters import Reading, Window, read, window
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import ACCEPTS, EVENTS, SITES, Probe, summed
@@ -28,7 +29,7 @@ from fastsocket.bench.process import confined, running_server, spawn
 from fastsocket.bench.scenario import ADDRESS, Measurement, site_directory
 from fastsocket.bench.servers import HTTP_SERVERS, Site
 from fastsocket.bench.stats import spread
-from fastsocket.bench.trace import contended
+from fastsocket.bench.trace import contended, wake_ups_traced
 from fastsocket.errors import FastsocketError
 from fastsocket.native import native_file
 
@@ -38,6 +39,7 @@ METRICS = {
     "local_percent": "%",
     "lock_contentions_per_1k": "1/1000 connections",
     "resched_ipis_per_1k": "1/1000 connections",
+    "own_resched_ipis_per_1k": "1/1000 connections",
     "worker_cv": "ratio",
     "core_deviation_percent": "%",
     "errors": "connections",
@@ -48,7 +50,8 @@ AT_ONCE = 4
 """Connections of each client process at a time."""
 WARM_UP = 10
 """Connections on each core before those that count: workers take their sockets meanwhile."""
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 300.0
+PAUSE = 0.05
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -91,10 +94,14 @@ def part_file(directory: Path, cores: int) -> Path:
 
 @dataclass(frozen=True)
 class Load:
-    """The client's work on a running server: on `cores` CPUs, in its namespace."""
+    """The client's work on a running server: on `cores` CPUs, in its namespace.
+
+    `names` are those of the server's processes.
+    """
 
     netspace: Netspace
     cores: int
+    names: tuple[str, ...]
 
     def run(self, connections: int) -> int:
         """Make that many connections on each core; return how many failed.
@@ -102,27 +109,55 @@ class Load:
         Raises:
             FastsocketError: The client failed.
         """
+        return self._errors(self._start("-n", str(connections * self.cores)))
+
+    def steady(self, connections: int, probe: Probe) -> Window:
+        """Count what that many connections on each core cost, clients started and none done."""
+        process = self._start("-t", str(int(PATIENCE_SECONDS)))
+        try:
+            before = self._await(process, self._opens() + WARM_UP * self.cores, probe)
+            after = self._await(process, before.opens + connections * self.cores, probe)
+        finally:
+            process.terminate()
+            self._errors(process)
+        return window(before, after)
+
+    def _start(self, *length: str) -> "subprocess.Popen[str]":
         command = [str(native_file("fastsocket-load")), "-j", "-p", str(self.cores), "-s", SOURCES]
-        command += ["-n", str(connections * self.cores), "-c", str(AT_ONCE * self.cores)]
+        command += [*length, "-c", str(AT_ONCE * self.cores)]
         command += ["--timeout", str(int(PATIENCE_SECONDS * 1000)), f"{ADDRESS}:{PORT}"]
-        process = spawn(command, self.netspace, subprocess.DEVNULL, subprocess.PIPE)
+        return spawn(command, self.netspace, subprocess.DEVNULL, subprocess.PIPE)
+
+    @staticmethod
+    def _errors(process: "subprocess.Popen[str]") -> int:
         output, _ = process.communicate()
         if process.returncode != 0:
             raise FastsocketError(f"fastsocket-load failed with status {process.returncode}")
         return sum(json.loads(output)["errors"].values())
+
+    def _opens(self) -> int:
+        return read(self.netspace, None).opens
+
+    def _await(self, process: "subprocess.Popen[str]", opens: int, probe: Probe) -> Reading:
+        """Return the counters once that many connections were opened in all."""
+        while (seen := read(self.netspace, probe)).opens < opens:
+            if process.poll() is not None:
+                raise FastsocketError("fastsocket-load ended before its connections were counted")
+            time.sleep(PAUSE)
+        return seen
 
     def count(self, connections: int, probe: Probe) -> Measurement:
         """Count while the clients make their connections."""
         taken = Measurement()
         self.run(WARM_UP)
         probe.watch(self.netspace.inode, PORT)
-        with probe.attached(*EVENTS, *ACCEPTS):
-            before = read(self.netspace, probe)
+        with probe.attached(*ACCEPTS):
             errors = self.run(connections)
-            seen = window(before, read(self.netspace, probe))
         acceptors = probe.acceptors()
         threads = summed((tid, counts) for (tid, _), counts in acceptors.items()).values()
         cpus = summed((cpu, counts) for (_, cpu), counts in acceptors.items()).values()
+        with probe.attached(*EVENTS):
+            seen = self.steady(connections, probe)
         total = sum(each.accepted for each in threads)
         local = sum(each.local for each in threads)
         contentions, interrupts = seen.contentions or 0, seen.reschedules or 0
@@ -134,13 +169,20 @@ class Load:
         taken.put("errors", float(errors))
         return taken
 
-    def sites(self, connections: int, probe: Probe) -> dict[str, float]:
-        """Return contentions per 1,000 connections by kernel function, from a load of its own."""
+    def trace(self, connections: int, probe: Probe, taken: Measurement) -> dict[str, float]:
+        """Name what remains, in a load of its own.
+
+        Returns:
+            Contentions per 1,000 connections by kernel function; the interrupts that made the
+            server or a client run go into `taken`.
+        """
         probe.watch(self.netspace.inode, PORT)
-        with probe.attached(*SITES):
-            self.run(connections)
-        scale = 1000 / (connections * self.cores)
-        return {site: count * scale for site, count in contended(probe).items()}
+        with probe.attached(*SITES), wake_ups_traced(probe):
+            seen = self.steady(connections, probe)
+        own = sum(probe.woken().get(name, 0) for name in (*self.names, "fastsocket-load"))
+        taken.put("own_resched_ipis_per_1k", seen.per_connection(1000 * own))
+        found = ((site, seen.per_connection(1000 * n)) for site, n in contended(probe).items())
+        return {site: rate for site, rate in found if rate is not None}
 
 
 def deviation(counts: list[int], cores: int) -> float | None:
@@ -161,7 +203,7 @@ def loaded(order: Order, cores: int, mode: Mode, notes: list[str]) -> Iterator[L
             command = fastsocket_command(order.run_options, command)
         end = (ADDRESS, PORT)
         with running_server(command, netspace, end, notes.append, PATIENCE_SECONDS):
-            yield Load(netspace, cores)
+            yield Load(netspace, cores, (order.server, "fastsocket-demo"))
 
 
 def main(order: Order) -> None:
@@ -173,8 +215,9 @@ def main(order: Order) -> None:
             for word in order.modes:
                 print(f"{cores} cores, {word}", flush=True)
                 with loaded(order, cores, Mode(word), done.notes) as load:
-                    done.values[word] = load.count(order.connections, probe).values
-                    done.sites[word] = load.sites(order.connections, probe)
+                    taken = load.count(order.connections, probe)
+                    done.sites[word] = load.trace(order.connections, probe, taken)
+                    done.values[word] = {name: taken.values[name] for name in METRICS}
             path = part_file(directory, cores)
             path.with_suffix(".new").write_bytes(msgspec.json.encode(done))
             path.with_suffix(".new").replace(path)

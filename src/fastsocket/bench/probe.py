@@ -20,6 +20,7 @@ __all__ = [
     "EVENTS",
     "LOSSES",
     "READS",
+    "RESUMED",
     "SITES",
     "WOKEN",
     "Accepts",
@@ -35,6 +36,7 @@ EVENTS = ("on_contention", "on_reschedule")
 ACCEPTS = ("on_accept",)
 SITES = ("on_contention_site",)
 WOKEN = ("on_waking", "on_woken", "on_interrupt")
+RESUMED = ("on_interrupted", "on_switch")
 LOSSES = ("on_lost",)
 READS = ("on_read",)
 ACTIVE = ("on_open", "on_packet")

@@ -4,16 +4,17 @@
 Stack traces and looks at every wake-up slow the machine, so nothing of this run enters the figures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from fastsocket.bench.counters import read
 from fastsocket.bench.kallsyms import Symbols, call_site
-from fastsocket.bench.probe import SITES, WOKEN, Probe
+from fastsocket.bench.probe import RESUMED, SITES, WOKEN, Probe
 from fastsocket.bench.scenario import Stage
 from fastsocket.errors import MissingFeatureError
 
-__all__ = ["NOBODY", "Trace", "by_task", "contended", "take_trace"]
+__all__ = ["NOBODY", "Trace", "by_task", "contended", "take_trace", "wake_ups_traced"]
 
 TRACE_SECONDS = 1.0
 TRACE_WARMUP = 0.2
@@ -34,24 +35,31 @@ def take_trace(running: Stage, probe: Probe) -> Trace:
 
     Raises:
         FastsocketError: The client failed.
-        MissingFeatureError: The kernel lacks the tracepoint of contentions.
+        MissingFeatureError: The kernel lacks the tracepoints.
     """
-    note = running.setup.note
     probe.watch(running.netspace.inode, running.site.port)
     before = read(running.netspace, None)
-    with probe.attached(*SITES):
-        try:
-            with probe.attached(*WOKEN):
-                running.load(TRACE_SECONDS, TRACE_WARMUP)
-        except MissingFeatureError as error:
-            # Debian's 6.1, for one, has no ipi_send_cpu.
-            note(f"reschedule interrupts are not told apart by the task that they wake: {error}")
-            running.load(TRACE_SECONDS, TRACE_WARMUP)
+    with probe.attached(*SITES), wake_ups_traced(probe):
+        running.load(TRACE_SECONDS, TRACE_WARMUP)
     opens = read(running.netspace, None).opens - before.opens
     if not opens:
         return Trace()
     woken = by_task(probe.woken())
     return Trace(_per_thousand(contended(probe), opens), _per_thousand(woken, opens))
+
+
+@contextmanager
+def wake_ups_traced(probe: Probe) -> Iterator[None]:
+    """Charge reschedule interrupts to the tasks that they are sent for, for a block.
+
+    Where the kernel has no tracepoint ipi_send_cpu (Debian's 6.1), to the tasks that run next.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(probe.attached(*WOKEN))
+        except MissingFeatureError:
+            stack.enter_context(probe.attached(*RESUMED))
+        yield
 
 
 def contended(probe: Probe) -> dict[str, int]:
