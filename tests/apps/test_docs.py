@@ -46,6 +46,7 @@ class Way(StrEnum):
 WAYS = [
     (r"(bash|cp) \S", Way.FILE),
     (r"make ", Way.MAKE),
+    (r".*callgrind", Way.HOST),  # tests/apps/test_demo.py
     (r"(systemctl|echo|mkdir|uname|valgrind) ?", Way.HOST),
     (r"fastsocket (demo|bench|top)$", Way.READ),
     (r"fastsocket (bench|top --replay)", Way.READ),
@@ -58,6 +59,7 @@ WAYS = [
 
 # What stands for something of the reader's own, or takes longer than it need.
 STAND_INS = [
+    (r"fastsocket-demo (.*):8080 &", r"fastsocket-demo \1:8082 & sleep 0.3; kill $!"),
     (r"127\.0\.0\.1:8080", "127.0.0.1:{port}"),
     (r"(?<= )4711\b", "{pid}"),
     (r'"\$\(pidof -s nginx\)"', "{pid}"),
@@ -69,7 +71,9 @@ STAND_INS = [
     (r"(doctor)(?!.*--seconds)", r"\1 --seconds 0.2"),
     (r"--duration 10s", "--duration 1s"),
     (r"-t 5 -W 1", "-t 0.2 -W 0"),
-    (r"fastsocket-demo (.*) &", r"fastsocket-demo \1 & sleep 0.3; kill $!"),
+    (r'eval "\$\((.* zsh)\)"', r"\1 > zsh.txt"),  # bash could not evaluate it
+    # A namespace of its own sees its devices in a sysfs of its own.
+    (r"^(fastsocket nic)", r"mount -t sysfs none /sys; \1"),
 ]
 # Not of the machine that tests.
 MAY_MISS = {"zsh", "haproxy"}
@@ -129,7 +133,7 @@ class Place(NamedTuple):
             "HOME": str(self.folder),
         }
         return subprocess.run(
-            ["bash", "-euc", command],
+            ["unshare", "--mount", "bash", "-euc", command],
             cwd=self.folder,
             env=environment,
             capture_output=True,
@@ -160,7 +164,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far"], check=True
         )
         subprocess.run(["ip", "link", "set", "eth0", "up"], check=True)
-        command = [folder / "bin/fastsocket-demo", "-w", "2", "-c", "0", "-a", "127.0.0.1:8081"]
+        command = [
+            folder / "bin/fastsocket-demo",
+            "-w",
+            "2",
+            "-c",
+            "0",
+            "-a",
+            "127.0.0.1:8081",
+            "--reuseport",
+        ]
         with subprocess.Popen([*command, "-o", folder / "demo.log"]) as server:
             made = Place(folder, 8081, server.pid)
             try:
