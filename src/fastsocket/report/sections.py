@@ -67,11 +67,17 @@ class Section(NamedTuple):
 
 
 def result_sections(results: Iterable[Result]) -> list[Section]:
-    """Return a section for each result in the scenarios' order, and one for a host they share."""
+    """Return a section for each result in the scenarios' order, and one for a host they share.
+
+    Within a scenario nginx is first: the server that most readers look for.
+    """
     order = list(SCENARIOS)
-    known = sorted(
-        results, key=lambda one: order.index(one.scenario) if one.scenario in order else 99
-    )
+
+    def place(one: Result) -> tuple[int, bool]:
+        known = order.index(one.scenario) if one.scenario in order else len(order)
+        return known, one.server != "nginx"
+
+    known = sorted(results, key=place)
     hosts = list(dict.fromkeys(tuple(host_rows(result.host)) for result in known))
     sections = [
         (_scale_section if result.points else _metric_section)(
