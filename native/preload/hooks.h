@@ -7,6 +7,9 @@
 /* clang-format off */
 #define FS_HOOKS(HOOK) \
 	HOOK(int, listen, (int fd, int backlog), (fd, backlog)) \
+	HOOK(int, bind, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
+	HOOK(int, connect, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
+	HOOK(int, getsockname, (int fd, struct sockaddr *addr, socklen_t *len), (fd, addr, len)) \
 	HOOK(int, accept, (int fd, struct sockaddr *addr, socklen_t *len), (fd, addr, len)) \
 	HOOK(int, accept4, (int fd, struct sockaddr *addr, socklen_t *len, int flags), (fd, addr, len, flags)) \
 	HOOK(int, close, (int fd), (fd)) \

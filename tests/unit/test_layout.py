@@ -188,8 +188,12 @@ def test_exports_are_the_hooks() -> None:
     assert all(name.startswith("fsocket_") for name in extra), extra
 
 
-def test_library_defines_its_exports() -> None:
-    """A hook without a wrapper would be exported by nobody."""
+def test_library_defines_its_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook without a wrapper would be exported by nobody.
+
+    What was loaded stays loaded, and a later test may fork: the library is to do nothing here.
+    """
+    monkeypatch.setenv("FASTSOCKET_LISTEN_SPAWN", "0")
     library = ctypes.CDLL(str(native_file("libfsocket.so")))
     text = subprocess.run(
         ["readelf", "--wide", "--dyn-syms", NATIVE_DIR / "libfsocket.so"],

@@ -30,6 +30,8 @@ LABELS = {
     "local_percent_1": "local %, 1 alone",
     "active_local_percent": "backend local %",
     "core_deviation_percent": "core off the mean, %",
+    "reader_local_percent": "local reads, moved %",
+    "prepare_ms": "compile and load ms",
 }
 SITES_SHOWN = 8
 

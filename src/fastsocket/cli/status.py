@@ -66,10 +66,30 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         console.print(
             f"  full accept queues in this network namespace: {status['listen_overflows']}"
         )
+    if status.get("refused"):
+        console.print(f"  requests of strangers that its keeper refused: {status['refused']}")
     if status["local"]:
         _show_local(console, status["local"])
+    if status["deliver"]:
+        _show_deliver(console, status)
     for listener in status["listeners"]:
         _show_listener(console, listener)
+
+
+def _show_deliver(console: Console, status: dict[str, Any]) -> None:
+    deliver = status["deliver"]
+    counts = [deliver] if "opened" in deliver else _slots(status)
+    opened, borrowed = (sum(each[name] for each in counts) for name in ("opened", "borrowed"))
+    console.print(
+        f"  receive flow deliver by {deliver['by']}: {opened} connections from ports of their CPU,"
+        f" {borrowed} from others"
+    )
+
+
+def _slots(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one slot of each worker."""
+    slots = [slot for listener in status["listeners"] for slot in listener["slots"]]
+    return list({(slot["pid"], slot["tid"]): slot for slot in slots}.values())
 
 
 def _show_local(console: Console, local: dict[str, Any]) -> None:
@@ -98,6 +118,8 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
     console.print(f"  listens on {where}:{listener['port']}", markup=False)
     if len(listener["slots"]) < 2:
         console.print("    one worker polls it: nothing to spread")
+    elif listener["tier"] in ("select", "migrate"):
+        _show_decisions(console, listener["decisions"])
     if listener["unslotted"]:
         reason = f"{listener['unslotted']} workers share a socket: {listener['reason']}"
         console.print(f"    {reason}", markup=False)
@@ -115,6 +137,17 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
             "-" if slot["dropped"] is None else str(slot["dropped"]),
         )
     console.print(table)
+
+
+def _show_decisions(console: Console, decisions: dict[str, int]) -> None:
+    words = {
+        "local": "to their own CPU's worker",
+        "spilled": "to another CPU's",
+        "stolen": "taken over from a worker that was late or gone",
+        "passed": "left to the kernel",
+    }
+    parts = (f"{decisions[name]} {name} ({text})" for name, text in words.items())
+    console.print(f"    connections: {', '.join(parts)}", soft_wrap=True)
 
 
 def _waiting(slot: dict[str, Any]) -> str:

@@ -69,7 +69,9 @@ class Worker(ctypes.Structure):
         ("tid", c_uint32),
         ("cpu", c_uint32),
         ("pinned", c_uint32),
-        ("pad", c_uint64 * 3),
+        ("opened", c_uint64),
+        ("borrowed", c_uint64),
+        ("pad", c_uint64),
     )
 
 
@@ -100,7 +102,7 @@ class Slot(ctypes.Structure):
         ("help", c_uint32),
         ("before", c_uint32),
         ("left_in", c_uint32),
-        ("pad2", c_uint32),
+        ("forked", c_uint32),
     )
 
 
@@ -125,8 +127,10 @@ class Listener(ctypes.Structure):
         ("stolen", c_uint32),
         ("late_cookie", c_uint64),
         ("passed", c_uint64),
+        ("past_assigned", c_uint64),
+        ("past_spilled", c_uint64),
         ("cpu_slot", c_uint16 * MAX_CPUS),
-        ("pad", c_uint8 * 40),
+        ("pad", c_uint8 * 24),
         ("slot", Slot * MAX_SLOTS),
     )
 

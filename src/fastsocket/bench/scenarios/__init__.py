@@ -12,7 +12,9 @@ from fastsocket.bench.scenarios.proxy import Proxy
 from fastsocket.bench.scenarios.redis import Redis
 from fastsocket.bench.scenarios.scale import Scale
 from fastsocket.bench.scenarios.short import Short
+from fastsocket.bench.scenarios.soak import Soak
 from fastsocket.bench.scenarios.stall import Stall
+from fastsocket.bench.scenarios.steer import Steer
 
 __all__ = ["SCENARIOS"]
 
@@ -24,10 +26,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         Stall("stall-burn", burn=True),
         Crash(),
         Longlived(),
+        Soak(),
         Overhead(),
         Local(),
         Proxy(),
         Redis(),
         Scale(),
+        Steer(),
     )
 }
