@@ -177,12 +177,13 @@ class Load:
             server or a client run go into `taken`.
         """
         probe.watch(self.netspace.inode, PORT)
+        before = self._opens()
         with probe.attached(*SITES), wake_ups_traced(probe):
-            seen = self.steady(connections, probe)
+            self.run(connections)
+        made = self._opens() - before
         own = sum(probe.woken().get(name, 0) for name in (*self.names, "fastsocket-load"))
-        taken.put("own_resched_ipis_per_1k", seen.per_connection(1000 * own))
-        found = ((site, seen.per_connection(1000 * n)) for site, n in contended(probe).items())
-        return {site: rate for site, rate in found if rate is not None}
+        taken.put("own_resched_ipis_per_1k", 1000 * own / made)
+        return {site: 1000 * times / made for site, times in contended(probe).items()}
 
 
 def deviation(counts: list[int], cores: int) -> float | None:
