@@ -172,7 +172,7 @@ def _traces(
 ) -> dict[Mode, Trace]:
     """Run each mode once more to name what remains, after rounds that all went well.
 
-    The rounds are there by then: neither a failure nor Ctrl-C loses them.
+    The rounds are there by then: neither a failure nor Ctrl-C, which is noted there, loses them.
     """
     traces: dict[Mode, Trace] = {}
     if not (isinstance(scenario, Short) and request.call_sites and setup.probe):
@@ -185,7 +185,7 @@ def _traces(
             advance(runs, runs, f"traced apart, {mode}")
             traces[mode] = scenario.trace(setup, mode, setup.probe)
     except KeyboardInterrupt:
-        setup.note("interrupted before what remains was traced in every mode")
+        done.interrupted = True
     except FastsocketError as failure:
         setup.note(f"what remains was not traced in every mode: {failure}")
     return traces
