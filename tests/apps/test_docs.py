@@ -20,7 +20,7 @@ import click
 import pytest
 
 import fastsocket
-from fastsocket.cli.group import cli
+from fastsocket.cli.group import COMMANDS, cli
 from fastsocket.native import native_file
 from tests.apps.harness import fastsocket_command, namespace, wait_until
 
@@ -184,6 +184,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                 yield made
             finally:
                 server.terminate()
+
+
+def test_every_command_has_a_page() -> None:
+    titles = [page.read_text().splitlines()[0] for page in PAGES]
+    for name in COMMANDS:
+        assert any(re.search(rf"fastsocket {name}\b", title) for title in titles), name
 
 
 def test_every_block_says_what_it_holds() -> None:

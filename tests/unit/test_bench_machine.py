@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`bench scale --vm` but for the machine: what is kept, resumed, refused and written."""
 
+import io
 import subprocess
 from pathlib import Path
 
 import jsonschema
 import msgspec
 import pytest
+from rich.console import Console
 
 from fastsocket.bench import machine as module
 from fastsocket.bench.guest import METRICS, Counted, Order, deviation, part_file
 from fastsocket.bench.machine import KIND, Machine, count_in_machine, machine_counts
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.result import schema
+from fastsocket.bench.result import schema, write
+from fastsocket.bench.table import print_result
 from fastsocket.errors import ConflictError, FastsocketError, MissingFeatureError, UsageError
+from fastsocket.report.metrics import metric_text
+from fastsocket.report.results import load_results
+from fastsocket.report.sections import result_sections
 
 pytestmark = pytest.mark.unit
 
@@ -73,6 +79,21 @@ def test_a_result_says_what_it_is_no_measure_of(tmp_path):
     assert document["points"][0]["call_sites"]["stock"] == {"inet_put_port": 1.0}
     assert document["ratios"]["fastsocket/stock"]["resched_ipis_per_1k"]["median"] == 1
     assert document["notes"].count("a note") == 1
+
+
+def test_report_and_table_show_counts_by_cores_and_no_speed(tmp_path):
+    result = counted(tmp_path / "parts")
+    write(result, tmp_path / "vm.json", force=False)
+    (section, _) = result_sections(load_results(tmp_path / "vm.json"))
+    assert section.title == f"Counts by cores ({KIND}): nginx"
+    captions = [table.caption for table in section.tables]
+    assert captions[: len(METRICS)] == [f"{metric_text(name).label} by cores" for name in METRICS]
+    assert captions[-1].endswith("by call site, 8 cores")
+    console = Console(width=80, file=io.StringIO())
+    print_result(result, console)
+    text = console.file.getvalue()
+    assert KIND in text.splitlines()[0]
+    assert "connections/s" not in text.lower()
 
 
 def test_complete_core_counts_are_not_run_again(tmp_path):

@@ -29,6 +29,7 @@ LABELS = {
     "p99_us_1": "p99 us, 1 alone",
     "local_percent_1": "local %, 1 alone",
     "active_local_percent": "backend local %",
+    "own_resched_ipis_per_1k": "  of server, client",
     "core_deviation_percent": "core off the mean, %",
     "reader_local_percent": "local reads, moved %",
     "prepare_ms": "compile and load ms",
