@@ -184,7 +184,7 @@ class Keeper:
 
     def _admit(self, asker: Asker) -> bool:
         """Whether to read what a peer asks: root's, our user's and the application's processes."""
-        if asker.uid in (0, os.getuid()) or self.processes.includes(asker.pid):
+        if asker.uid in (0, os.getuid()) or self.processes.descends(asker.pid):
             return True
         self._refuse(asker)
         return False
@@ -211,11 +211,13 @@ class Keeper:
         request = Request.unpack(data)
         try:
             member = _tcp(fds) if fds else None
-            if request and request.op != Op.STATUS and not self._may_change(asker):
+            if not request or request.op == Op.STATUS or self._may_change(asker):
+                self._answer(peer, asker.pid, request, member)
+            elif still_waits(peer):
                 self._refuse(asker)
                 _reply(peer, pack_reply(errno.EPERM))
-            else:
-                self._answer(peer, asker.pid, request, member)
+            else:  # it died, perhaps as a worker with a slot: /proc does not tell any more
+                self._due = time.monotonic()
         except Exception as error:
             self.reasons["last request"] = f"{type(error).__name__}: {error}"
             _reply(peer, pack_reply(getattr(error, "errno", None) or errno.EIO))
@@ -240,6 +242,7 @@ class Keeper:
                 self._watch(pid, vouched=True)
                 self._join(peer, pid, member, Join(request.flags & 3))
             case Op.ADD if request and member:
+                self._watch(pid, vouched=True)
                 self.listeners.add(request, member)
                 _reply(peer, pack_reply())
             case Op.WORKER:
@@ -270,6 +273,8 @@ class Keeper:
         pidfd = self.processes.add(pid, vouched)
         if pidfd is not None:
             self._events.register(pidfd, selectors.EVENT_READ, partial(self._departed, pid))
+        elif pid not in self.processes:  # it died before it could be watched
+            self._due = time.monotonic()
 
     def _departed(self, pid: int) -> None:
         pidfd = self.processes.remove(pid)

@@ -156,11 +156,13 @@ class Listeners:
         with socket.socket(fileno=os.dup(fd)) as held:
             return (held.family, *held.getsockname()[:2]) == self._names.get(index)
 
-    def sweep(self) -> None:
-        """Give up the slots of dead workers; a listener whose lock is held comes later."""
+    def sweep(self) -> bool:
+        """Give up the slots of dead workers; false if somebody living holds a listener's lock."""
+        done = True
         for index in range(layout.MAX_LISTENERS):
             if self.page.view.listener[index].claimed:
-                self.native.fsocket_sweep(self.view, index)
+                done &= bool(self.native.fsocket_sweep(self.view, index))
+        return done
 
     def resume(self) -> None:
         """Take over from a keeper that was killed what the kernel kept of it.

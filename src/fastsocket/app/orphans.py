@@ -25,8 +25,8 @@ def rescue(listeners: Listeners, processes: Processes) -> bool:
     A slot whose socket went with its worker is free again. The page may name any socket: only one
     that was handed in to the keeper is touched.
     """
-    listeners.sweep()
-    listening, again = queues(), False
+    again = not listeners.sweep()
+    listening = queues()
     for index in range(layout.MAX_LISTENERS):
         entry = listeners.page.view.listener[index]
         for number in range(min(entry.slots, layout.MAX_SLOTS)):
