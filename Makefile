@@ -46,6 +46,9 @@ bench: packages-all install ## measure on this machine and write the figures int
 soak: packages-all install ## servers in random trouble for SOAK seconds: no loss, no growth, no stuck slot
 	$(BIN)/python tools/soak.py --seconds $(SOAK)
 
+man: install ## write docs/fastsocket.1 from the commands' own help
+	$(BIN)/python tools/manpage.py
+
 lock: packages-all install ## renew requirements.lock (the only target that asks for newer packages)
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --all-extras --generate-hashes --no-header \
@@ -78,4 +81,4 @@ install: | packages-run
 	@$(MAKE) -s --no-print-directory -C native
 
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format bench soak lock clean packages-run packages-all install
+.PHONY: help setup demo test lint format bench soak man lock clean packages-run packages-all install
