@@ -45,6 +45,7 @@ bench: packages-all install ## measure on this machine and write the figures int
 
 soak: packages-all install ## servers in random trouble for SOAK seconds: no loss, no growth, no stuck slot
 	$(BIN)/python tools/soak.py --seconds $(SOAK)
+	FASTSOCKET_FLOOD=60000 $(BIN)/pytest -q tests/apps/test_deliver.py
 
 man: install ## write docs/fastsocket.1 from the commands' own help
 	$(BIN)/python tools/manpage.py

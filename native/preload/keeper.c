@@ -93,8 +93,8 @@ static int connect_keeper(void)
 	if (!fs_page->keeper)
 		return fd;
 	fs_keeper_ensure();
-	for (int i = 0;
-	     fd < 0 && i < PAUSES && fs_alive(fs_page->keeper, fs_page->keeper, 0); i++) {
+	for (int i = 0; fd < 0 && i < PAUSES && fs_alive(fs_page->keeper, fs_page->keeper, 0);
+	     i++) {
 		nanosleep(&pause, NULL);
 		fd = try_keeper();
 	}
