@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,14 +60,14 @@ def test_stock_and_accelerated_are_told_apart(tmp_path: Path, cpus: list[int]) -
         assert counts["resched_ipis_per_1k"] >= 0
 
 
-def test_people_read_counts_answer_and_next_command(tmp_path: Path, cpus: list[int]) -> None:
+def test_people_read_counts_answer_and_next_command(tmp_path: Path) -> None:
     command = nginx(tmp_path, f"listen 127.0.0.1:{PORT};")
     with Application(command, PORT, accelerated=False) as server:
         assert http_get(PORT)
         done = doctor(URL, "--seconds", "1")
         assert done.returncode == 0, done.stderr
         assert f"on port {PORT}: not under Fastsocket" in done.stdout
-        assert f"CPU {cpus[0]:3}:" in done.stdout
+        assert re.search(r"^  CPU +\d+: +[\d,]+ accepted", done.stdout, re.MULTILINE)
         assert "Is it active, and does it help here?" in done.stdout
         assert done.stdout.splitlines()[-1].startswith("next: fastsocket ")
         weak = doctor(str(server.pid), "--seconds", "0.2", prefix=POWERLESS)

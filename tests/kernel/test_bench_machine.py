@@ -26,7 +26,7 @@ def test_four_cores_share_nothing(tmp_path: Path) -> None:
     output = tmp_path / "vm.json"
     command = [sys.executable, "-c", "from fastsocket.cli.main import main; main()"]
     command += ["bench", "scale", "--vm", "4", "--cores", "4", "--modes", "stock,fastsocket"]
-    command += ["--connections", "30", "--json", "--output", str(output)]
+    command += ["--connections", "15", "--json", "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
