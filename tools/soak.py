@@ -38,13 +38,13 @@ def main() -> int:
         place = ("--force", "--output", chosen.output / f"soak-{server}.json")
         command = [*FASTSOCKET, "bench", "soak", "--server", server, *words, *place]
         running[server] = subprocess.Popen([str(word) for word in command])
-
-    def end(*_: object) -> None:
-        for each in running.values():
-            each.terminate()
-
     # Ctrl-C reaches them, too; they keep what they have.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end(number: int, frame: object) -> None:
+        for process in running.values():
+            process.terminate()
+
     signal.signal(signal.SIGTERM, end)
     failed = [server for server, process in running.items() if process.wait() != 0]
     print(f"not passed: {', '.join(failed)}" if failed else "passed")

@@ -239,6 +239,7 @@ int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker,
 /* resume.c */
 void fs_resume_find(void);
 void fs_keeper_ensure(void);
+pid_t fs_keeper_anew(void);
 
 /* lock.c */
 
@@ -253,6 +254,7 @@ int fs_trylock(uint32_t *word, struct fs_guard *guard);
 void fs_unlock(uint32_t *word, const struct fs_guard *guard);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);
+pid_t fs_parent_of(pid_t pid);
 void fs_hold_signals(struct fs_guard *guard);
 void fs_release_signals(const struct fs_guard *guard);
 

@@ -71,6 +71,32 @@ def test_crash_reloads_nginx():
     assert stock["queued_lost"] == 0
 
 
+@pytest.mark.parametrize("server", ["haproxy", "gunicorn"])
+def test_crash_under_fastsocket_loses_nothing(server):
+    words = ["--server", server, "--modes", "fastsocket", "--seconds", "6", "--connections", "8"]
+    ours = bench("crash", *words)["fastsocket"]
+    assert ours["lost"] == ours["queued_lost"] == 0
+    assert ours["completed"] > 50
+    assert ours["reloads"] >= 1
+    assert ours["kills"] >= (server == "gunicorn")
+
+
+def test_a_soak_looks_at_what_is_left():
+    ours = bench("soak", "--server", "demo", "--seconds", "6", "--rate", "20")["fastsocket"]
+    assert ours["lost"] == ours["stuck_slots"] == 0
+    assert ours["completed"] > 50
+    assert ours["kills"] + ours["stops"] + ours["keeper_kills"] >= 3
+    for name in ("keeper_pss_kib", "keeper_anon_kib", "library_kib", "keeper_fds", "worker_fds"):
+        assert ours[name] > 0
+
+
+def test_full_is_for_crash_and_chooses_for_itself():
+    for words in (["stall", "--full"], ["crash", "--full", "--server", "nginx"]):
+        done = call(*words)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("server", ["nginx", "demo"])
 def test_a_stall_shows_in_the_tail_of_reuseport(server):
     """Who is hashed to the stalled worker waits up to 100 ms; every tenth is."""

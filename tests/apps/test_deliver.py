@@ -19,6 +19,8 @@ from tests.apps.harness import PROGRAMS, Application, wait_until
 pytestmark = pytest.mark.apps
 
 DELIVER = ["--receive-flow-deliver"]
+# In quick succession to one address; `make soak` opens as many as there can be.
+FLOOD = int(os.environ.get("FASTSOCKET_FLOOD", "5500"))
 # A program that nothing can be preloaded into: opens connections, as many as its first argument
 # says, on each of the CPUs that the others name, prints the ports, and waits.
 STATIC = r"""
@@ -72,16 +74,16 @@ def set_ports(first: int, last: int) -> None:
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{first} {last}")
 
 
-def opener(*words: str, options: list[str] | None = None, reuse: str = "0") -> Any:
+def opener(*words: str, options: list[str] | None = None, patience: float = 60) -> Any:
     """Run ``programs/opener.py``, under Fastsocket with `options` if they are given."""
-    Path("/proc/sys/net/ipv4/tcp_tw_reuse").write_text(reuse)
+    Path("/proc/sys/net/ipv4/tcp_tw_reuse").write_text("0")
     application = Application(
         [sys.executable, PROGRAMS / "opener.py", *words],
         accelerated=options is not None,
         options=options or [],
     )
     with application:
-        said = application.process.communicate(timeout=60)[0]
+        said = application.process.communicate(timeout=patience)[0]
         assert application.process.returncode == 0, said
     return json.loads(said)
 
@@ -127,8 +129,8 @@ def test_a_slice_that_is_used_up_borrows_every_port_that_there_is(network: None)
     stock = opener("hold", str(every + 3))
     delivered = opener("hold", str(every + 3), options=DELIVER)
     assert len(stock["ports"]) == every
-    # The keeper tries its programs out on a few connections, whose ports may still be taken.
-    assert every - 4 <= len(set(delivered["ports"])) <= every
+    # The keeper tries its programs out on some connections, whose ports may still be taken.
+    assert every - 32 <= len(set(delivered["ports"])) <= every
     assert set(delivered["errors"]) == set(stock["errors"]) == {"EADDRNOTAVAIL"}
     first = delivered["ports"][: plan.slices[0].size]
     assert {plan.owner(port) for port in first} == {min(os.sched_getaffinity(0))}
@@ -136,8 +138,9 @@ def test_a_slice_that_is_used_up_borrows_every_port_that_there_is(network: None)
 
 @pytest.mark.skipif(not range_option_works(), reason="needs IP_LOCAL_PORT_RANGE")
 def test_connections_in_quick_succession_do_not_fail_for_want_of_a_port(network: None) -> None:
-    set_ports(40000, 45999)  # all but a few are used, and stay so for a minute
-    assert opener("flood", "5500", options=DELIVER) == {"failed": 0}
+    # Nearly all are used, and stay so for a minute.
+    set_ports(1024, min(1024 + FLOOD * 13 // 12, 65535))
+    assert opener("flood", str(FLOOD), options=DELIVER, patience=FLOOD / 50) == {"failed": 0}
 
 
 @pytest.fixture

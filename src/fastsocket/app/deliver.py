@@ -11,11 +11,13 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastsocket.errors import FastsocketError, MissingFeatureError
 from fastsocket.host.slices import SlicePlan, local_slices
-from fastsocket.steer.connect import ConnectExit, ConnectHooks
+
+if TYPE_CHECKING:
+    from fastsocket.steer.connect import ConnectHooks
 
 __all__ = ["Deliver", "own_cgroup", "range_option_works"]
 
@@ -41,13 +43,14 @@ def own_cgroup() -> Path:
         MissingFeatureError: No cgroup v2 file system is mounted.
     """
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    roots = [words[1] for words in mounts if words[2] == "cgroup2"]
     own = [
-        line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"
+        line[4:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"
     ]
-    if not roots or not own:
-        raise MissingFeatureError("no cgroup v2 file system is mounted")
-    return Path(roots[0]) / own[0].lstrip("/")
+    found = [Path(words[1], *own) for words in mounts if words[2] == "cgroup2" and own]
+    for folder in found:
+        if folder.is_dir():  # else another file system is mounted over it
+            return folder
+    raise MissingFeatureError("no cgroup v2 file system is mounted")
 
 
 class Deliver:
@@ -75,7 +78,7 @@ class Deliver:
                 f"{self._cgroup} cannot be made", error.strerror or ""
             ) from error
         try:
-            self.hooks = ConnectHooks(self._cgroup, self.plan)
+            self.hooks = _hooked(self._cgroup, self.plan)
         except FastsocketError:
             self._cgroup.rmdir()
             raise
@@ -112,13 +115,8 @@ class Deliver:
         slices = {part.cpu: [part.first, part.last] for part in self.plan.slices}
         if not self.hooks:
             return {"by": "library", "slices": slices}
-        exits = self.hooks.exits()
-        return {
-            "by": "hooks",
-            "slices": slices,
-            "opened": exits[ConnectExit.OWN],
-            "borrowed": exits[ConnectExit.BORROWED] + exits[ConnectExit.LEFT],
-        }
+        opened, borrowed = self.hooks.counts()
+        return {"by": "hooks", "slices": slices, "opened": opened, "borrowed": borrowed}
 
     def close(self) -> None:
         """Take the hooks off and remove their cgroup, unless somebody is in it."""
@@ -126,6 +124,12 @@ class Deliver:
             self.hooks.close()
             with contextlib.suppress(OSError):
                 self._cgroup.rmdir()
+
+
+def _hooked(cgroup: Path, plan: SlicePlan) -> "ConnectHooks":
+    from fastsocket.steer.connect import ConnectHooks  # few need it, and it is slow to import
+
+    return ConnectHooks(cgroup, plan)
 
 
 def _processes(cgroup: Path) -> set[int]:

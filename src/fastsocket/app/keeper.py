@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastsocket.app.listeners import Listeners
-from fastsocket.app.orphans import rescue
+from fastsocket.app.orphans import Orphans
 from fastsocket.app.processes import Processes
 from fastsocket.app.protocol import Join, Op, Request, pack_reply
 from fastsocket.app.requests import Asker, Requests, still_waits
@@ -75,6 +75,7 @@ class Keeper:
         self.refused = 0  # peers that may not ask, or not for that
         self.listeners = Listeners(page)
         self.processes = Processes(page, name)
+        self._orphans = Orphans(self.listeners, self.processes)
         self._events = selectors.DefaultSelector()
         self._requests = Requests(server, self._events, self._admit, self._serve)
         self._due: float | None = None  # when orphans are handed over
@@ -289,7 +290,7 @@ class Keeper:
 
     def _rescue(self) -> None:
         """Hand over the queues that dead workers left and that nobody came for."""
-        if rescue(self.listeners, self.processes):
+        if self._orphans.rescue():
             self._due = time.monotonic() + GRACE_S
 
     def _adopt(self) -> bool:

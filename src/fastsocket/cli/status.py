@@ -70,7 +70,7 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         console.print(f"  requests of strangers that its keeper refused: {status['refused']}")
     if status["local"]:
         _show_local(console, status["local"])
-    if status["deliver"]:
+    if status.get("deliver"):  # a keeper from before an upgrade does not tell
         _show_deliver(console, status)
     for listener in status["listeners"]:
         _show_listener(console, listener)

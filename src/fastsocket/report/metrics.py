@@ -42,6 +42,10 @@ _METRICS = {
     "prepare_ms": MetricText("CPU time to compile and load a rule", -1),
     "worker_cv_renewed": MetricText("Spread over workers, half of them renewed", -1),
     "segments_per_conn": MetricText("TCP segments per connection, both ends", -1),
+    "own_resched_ipis_per_1k": MetricText(
+        "Reschedule interrupts per 1,000 connections that made server or client run", -1
+    ),
+    "core_deviation_percent": MetricText("Core farthest from the mean of accepts", -1),
     "worker_cv": MetricText("Spread over workers (deviation / mean)", -1),
     "p50_us": MetricText("Latency, median", -1),
     "p99_us": MetricText("Latency, 99th percentile", -1),

@@ -79,6 +79,11 @@ class ConnectHooks:
         exits = self._object.map("exits")
         return {way: per_cpu_sum(exits, int(way)) for way in ConnectExit}
 
+    def counts(self) -> tuple[int, int]:
+        """Return how many connections took a port of their CPU's slice, and how many another."""
+        exits = self.exits()
+        return exits[ConnectExit.OWN], exits[ConnectExit.BORROWED] + exits[ConnectExit.LEFT]
+
     def close(self) -> None:
         """Take the hooks off."""
         for link in self._links:

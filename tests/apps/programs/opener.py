@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 PORT_RANGE = 51  # IP_LOCAL_PORT_RANGE
+INCOMING_CPU = 49  # SO_INCOMING_CPU
 FOUR, SIX = "10.8.0.1", "fd08::1"
 
 
@@ -146,7 +147,44 @@ def flood(count: str) -> Any:
     return {"failed": failed}
 
 
-FUNCTIONS = {"by_cpu": by_cpu, "ways": ways, "hold": hold, "flood": flood}
+def answer(host: str, port: str) -> Any:
+    """Answer each connection with a byte, for as long as one says anything but "q"."""
+    seen: set[int] = set()
+    with socket.create_server((host, int(port)), backlog=4096) as server:
+        print("listening", flush=True)
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                word = connection.recv(1)
+                seen.add(connection.getsockopt(socket.SOL_SOCKET, INCOMING_CPU))
+                if word == b"q":
+                    return {"cpus": sorted(seen)}
+                connection.send(word)
+
+
+def ask(host: str, port: str, count: str, end: str = "") -> Any:
+    """Open connections to `answer` on each CPU, and at the end tell it to end if so told."""
+    cpus = sorted(os.sched_getaffinity(0))
+    for cpu in cpus:
+        os.sched_setaffinity(0, {cpu})
+        for _ in range(int(count)):
+            with socket.create_connection((host, int(port)), 60) as client:
+                client.send(b"?")
+                assert client.recv(1) == b"?"
+                client.recv(1)
+    if end:
+        socket.create_connection((host, int(port)), 60).send(b"q")
+    return {"connections": int(count) * len(cpus)}
+
+
+FUNCTIONS = {
+    "by_cpu": by_cpu,
+    "ways": ways,
+    "hold": hold,
+    "flood": flood,
+    "answer": answer,
+    "ask": ask,
+}
 
 if __name__ == "__main__":
     print(json.dumps(FUNCTIONS[sys.argv[1]](*sys.argv[2:])), flush=True)

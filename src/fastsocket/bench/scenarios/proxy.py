@@ -65,11 +65,15 @@ class Proxy(Short):
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
-        with _proxied(setup, mode) as running:
+        with self.staged(setup, mode) as running:
             measure_speed(taken, running)
             watch_accepts(taken, running)
             taken.put("active_local_percent", _active_local(running), setup.probe_reason)
         return taken
+
+    def staged(self, setup: Setup, mode: Mode) -> AbstractContextManager[Stage]:
+        """See :class:`fastsocket.bench.scenarios.short.Short`."""
+        return _proxied(setup, mode)
 
 
 @contextmanager
