@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 static int find_slot(const struct fs_listener *pl, uint64_t cookie)
 {
@@ -260,6 +260,7 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int index, i
 		return -1;
 	}
 	fs_pin_workers(pl);
+	lean_relearn(l, pl);
 	return index;
 }
 

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
@@ -46,6 +46,7 @@ EXPORT int shutdown(int fd, int how)
 {
 	struct listener *l = listener_of(fd);
 
+	lean_shutting(fd, how);
 	for (int i = 0; l && i < l->stand_ins; i++) {
 		NEXT(shutdown)(l->stand_in[i].fd, how);
 		if (how != SHUT_WR)
@@ -79,8 +80,13 @@ static COLD void forbid_siblings(int fd)
 
 EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 {
-	int result = NEXT(setsockopt)(fd, level, name, value, len), saved = errno;
 	struct listener *l = listener_of(fd);
+	int result, saved;
+
+	if (lean_takes_option(fd, level, name, value, len))
+		return 0;
+	result = NEXT(setsockopt)(fd, level, name, value, len);
+	saved = errno;
 
 	if (unlikely(result == 0 && forbids_siblings(level, name)))
 		forbid_siblings(fd);
@@ -89,6 +95,7 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 			NEXT(setsockopt)(l->sibling[i], level, name, value, len);
 		if (l->origin >= 0)
 			NEXT(setsockopt)(l->origin, level, name, value, len);
+		lean_listener_option(l, level, name, value, len);
 		errno = saved;
 	}
 	return result;
@@ -182,14 +189,19 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 {
 	int listener = fs_listeners[entry->listener].page_index;
 	struct fs_slot *ps = page_slot(listener, slot);
+	struct fd_entry *new = &fs_fds[connection];
 
 	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
-	if (fd_entry(connection)->kind == FD_CONNECTION)
-		closed(fd_entry(connection)); /* unseen: close_range(), a raw system call */
-	if (fd_entry(connection) != fd_entry(-1))
-		*fd_entry(connection) = (struct fd_entry){
-			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
+	if (unlikely((unsigned)connection >= fs_fd_count))
+		return;
+	if (new->kind == FD_CONNECTION)
+		closed(new); /* unseen: a raw system call */
+	new->kind = FD_CONNECTION;
+	new->listener = listener;
+	new->slot = slot;
+	new->era = fs_era;
+	lean_opened(new, &fs_listeners[entry->listener], page_listener(listener));
 }
 
 /* A thread that accepts and has polled none of the sockets itself: try those of all threads. */
@@ -267,9 +279,12 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	struct source source;
 	int connection;
 
-	if (entry->kind != FD_LISTENER)
+	if (entry->kind != FD_LISTENER) {
+		lean_accepting(fd, SHARED);
 		return NEXT(accept4)(fd, addr, len, flags);
+	}
 	source = source_of(entry, fd);
+	lean_accepting(fd, source.slot);
 	if (unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED) &&
 	    !(fcntl(fd, F_GETFL) & O_NONBLOCK))
 		return -1;
@@ -291,8 +306,10 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 
 EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
-	return fd_entry(fd)->kind == FD_LISTENER ? accept4(fd, addr, len, 0) :
-						   NEXT(accept)(fd, addr, len);
+	if (fd_entry(fd)->kind == FD_LISTENER)
+		return accept4(fd, addr, len, 0);
+	lean_accepting(fd, SHARED);
+	return NEXT(accept)(fd, addr, len);
 }
 
 /* recvmsg */
@@ -320,8 +337,10 @@ static COLD void received(struct msghdr *message)
 
 EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
-	ssize_t result = NEXT(recvmsg)(fd, message, flags);
+	ssize_t result;
 
+	lean_read_begins(fd);
+	result = lean_read_ends(fd, NEXT(recvmsg)(fd, message, flags));
 	if (unlikely(result >= 0 && message->msg_controllen && fs_mode))
 		received(message);
 	return result;
@@ -339,7 +358,7 @@ static COLD int close_special(int fd)
 	}
 	if (l)
 		fs_listener_close(l);
-	else if (fd_entry(fd)->kind == FD_ALONE)
+	else if (fd_entry(fd)->kind == FD_ALONE || fd_entry(fd)->kind == FD_CLIENT)
 		fd_entry(fd)->kind = FD_OTHER;
 	return NEXT(close)(fd);
 }
@@ -352,6 +371,7 @@ EXPORT int close(int fd)
 		return NEXT(close)(fd);
 	if (unlikely(entry->kind != FD_CONNECTION))
 		return close_special(fd);
+	lean_closing(entry, fd);
 	entry->kind = FD_OTHER;
 	closed(entry);
 	return NEXT(close)(fd);
@@ -373,6 +393,8 @@ static COLD void make_room(int from, int to)
 
 EXPORT int dup2(int from, int to)
 {
+	lean_shared(from);
+	lean_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup2)(from, to);
@@ -380,6 +402,8 @@ EXPORT int dup2(int from, int to)
 
 EXPORT int dup3(int from, int to, int flags)
 {
+	lean_shared(from);
+	lean_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup3)(from, to, flags);
@@ -423,21 +447,34 @@ static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, struct 
 	return result;
 }
 
-EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+static COLD int epoll_ctl_special(int epfd, int op, int fd, struct epoll_event *event)
 {
 	struct listener *l = listener_of(fd);
 
-	return unlikely(l) ? epoll_ctl_listener(l, epfd, op, event) :
-			     NEXT(epoll_ctl)(epfd, op, fd, event);
+	lean_polls(fd, op, event);
+	return l ? epoll_ctl_listener(l, epfd, op, event) : NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 
-static inline void wait_begins(void)
+EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
+	return likely(fd_entry(fd)->kind <= FD_CONNECTION) ? NEXT(epoll_ctl)(epfd, op, fd, event) :
+							     epoll_ctl_special(epfd, op, fd, event);
+}
+
+static inline void wait_begins(int blocks)
+{
+	lean_wait_begins(blocks);
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
 		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
 			fs_settle();
 	}
+}
+
+/* Whether a wait with that limit, or without one, can sleep. */
+static inline int blocks_for(const struct timespec *timeout)
+{
+	return !timeout || timeout->tv_sec || timeout->tv_nsec;
 }
 
 static inline void wait_ends(void)
@@ -455,7 +492,7 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(timeout != 0);
 	result = NEXT(epoll_wait)(epfd, events, max, timeout);
 	wait_ends();
 	return result;
@@ -467,7 +504,7 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(timeout != 0);
 	result = NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
 	wait_ends();
 	return result;
@@ -479,7 +516,7 @@ EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max,
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(blocks_for(timeout));
 	result = NEXT(epoll_pwait2)(epfd, events, max, timeout, mask);
 	wait_ends();
 	return result;
@@ -495,23 +532,23 @@ static COLD void claim_polled(int fd)
 		claim_without_epoll(l);
 }
 
-static inline int poll_begins(const struct pollfd *fds, nfds_t count)
+static inline int poll_begins(const struct pollfd *fds, nfds_t count, int blocks)
 {
 	if (unlikely(fs_unclaimed))
 		for (nfds_t i = 0; i < count; i++)
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
-	wait_begins();
+	wait_begins(blocks);
 	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
-static inline int select_begins(int count, const fd_set *in)
+static inline int select_begins(int count, const fd_set *in, int blocks)
 {
 	if (unlikely(fs_unclaimed && in))
 		for (int fd = 0; fd < count; fd++)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
-	wait_begins();
+	wait_begins(blocks);
 	return unlikely(fs_interrupted) && was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
@@ -519,7 +556,7 @@ EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, timeout != 0))
 		return -1;
 	result = NEXT(poll)(fds, count, timeout);
 	wait_ends();
@@ -530,7 +567,7 @@ EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, timeout != 0))
 		return -1;
 	result = NEXT(__poll_chk)(fds, count, timeout, size);
 	wait_ends();
@@ -542,7 +579,7 @@ EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeou
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, blocks_for(timeout)))
 		return -1;
 	result = NEXT(ppoll)(fds, count, timeout, mask);
 	wait_ends();
@@ -554,7 +591,7 @@ EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, blocks_for(timeout)))
 		return -1;
 	result = NEXT(__ppoll_chk)(fds, count, timeout, mask, size);
 	wait_ends();
@@ -565,7 +602,7 @@ EXPORT int select(int count, fd_set *in, fd_set *out, fd_set *except, struct tim
 {
 	int result;
 
-	if (select_begins(count, in))
+	if (select_begins(count, in, !timeout || timeout->tv_sec || timeout->tv_usec))
 		return -1;
 	result = NEXT(select)(count, in, out, except, timeout);
 	wait_ends();
@@ -577,7 +614,7 @@ EXPORT int pselect(int count, fd_set *in, fd_set *out, fd_set *except,
 {
 	int result;
 
-	if (select_begins(count, in))
+	if (select_begins(count, in, blocks_for(timeout)))
 		return -1;
 	result = NEXT(pselect)(count, in, out, except, timeout, mask);
 	wait_ends();

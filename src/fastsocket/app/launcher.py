@@ -18,7 +18,7 @@ from fastsocket.host.limits import live_limits
 from fastsocket.host.safety import require_trusted
 from fastsocket.host.topology import order_physical_first, read_topology
 from fastsocket.listen.page import StatusPage
-from fastsocket.native import native_file
+from fastsocket.native import LIBRARIES, native_file
 
 __all__ = ["cpus_to_fill", "launch"]
 
@@ -99,7 +99,7 @@ def launch(
     if not program.preloadable:
         print(f"fastsocket: runs as without Fastsocket: {program.why}", file=sys.stderr)
     if preloads:
-        library = native_file("libfsocket.so")
+        library = native_file(LIBRARIES[parameters.lean])
         require_trusted(library)
         environment = _environment(library, parameters)
     if preloads or local_port is not None:

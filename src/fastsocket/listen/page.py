@@ -17,6 +17,7 @@ from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
 from fastsocket.listen.layout import NO_CPU, Page, Policy, SlotState, Tier
+from fastsocket.listen.lean import lean_snapshot
 from fastsocket.listen.queues import Queue
 
 __all__ = ["StatusPage", "snapshot"]
@@ -101,7 +102,8 @@ def snapshot(page: Page, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
     A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``
-    (workers that got no slot), ``reason`` (why the last one did not), ``stolen`` and ``slots``;
+    (workers that got no slot), ``reason`` (why the last one did not), ``stolen``, ``lean``
+    (see :func:`fastsocket.listen.lean.lean_snapshot`) and ``slots``;
     a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none), ``cookie`` (of its
     socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``, ``assigned``,
     ``spilled``, ``live``, ``waiting`` (in its accept queue; where the kernel does not tell,
@@ -128,6 +130,7 @@ def snapshot(page: Page, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
                 "unslotted": entry.unslotted,
                 "reason": os.strerror(entry.reason & LARGEST_ERRNO) if entry.reason else "",
                 "stolen": entry.stolen,
+                "lean": lean_snapshot(page, entry.lean),
                 "slots": [
                     _slot(page, number, entry.slot[number], queues)
                     for number in range(min(entry.slots, layout.MAX_SLOTS))
