@@ -24,8 +24,8 @@ from tests.apps.lean_tools import (
 pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
 
 LEAN = ("--lean", "auto")
-COUNTED = 40
-DISTURBED = 0.3  # segments a connection that a busy machine's timers may add
+COUNTED = 20
+DISTURBED = 0.05  # segments a connection that a busy machine's timers may add
 # What each comes to: six are TCP's, one is the client's ACK of the handshake. Granian answers from
 # another thread, so the request is acknowledged before; HAProxy leaves that ACK out by itself.
 MOST = {name: 8.0 if name == "granian" else 7.0 for name in SERVERS}

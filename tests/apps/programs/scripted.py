@@ -46,6 +46,35 @@ def _fork(_: socket.socket, seconds: float) -> None:
         os._exit(0)
 
 
+def _from_a_thread(connection: socket.socket, text: str) -> None:
+    """Answer from another thread and wait for that."""
+    thread = threading.Thread(target=connection.sendall, args=(text.encode(),))
+    thread.start()
+    thread.join()
+
+
+def _pass_on(connection: socket.socket, text: str) -> None:
+    """Answer, and give the connection to a process that says a word more before it ends."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
+        os.write(fds[0], b"more")
+        os._exit(0)
+    connection.sendall(text.encode())
+    socket.send_fds(ours, [b"!"], [connection.fileno()])
+    os.waitpid(child, 0)
+    ours.close()
+    theirs.close()
+
+
+def _send_file(connection: socket.socket, size: int) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x" * size)
+        file.flush()
+        assert os.sendfile(connection.fileno(), file.fileno(), 0, size) == size
+
+
 def _read(connection: socket.socket, count: int) -> None:
     while count:
         count -= len(connection.recv(min(count, 1 << 20)) or sys.exit("the client left"))
@@ -70,6 +99,9 @@ STEPS: dict[str, Callable[..., object]] = {
     "log": lambda _: _log.write(b"a line\n"),
     "crash": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda _: sys.exit(),
+    "file": _send_file,
+    "thread": _from_a_thread,
+    "pass": _pass_on,
     "read": _read,
     "until_eof": _until_eof,
     "half": lambda connection: connection.shutdown(socket.SHUT_WR),
