@@ -43,9 +43,8 @@ bench: packages-all install ## measure on this machine and write the figures int
 	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
 	$(BIN)/python tools/figures.py
 
-soak: packages-all install ## the tests with real servers, again and again for SOAK seconds
-	@end=$$(($$(date +%s) + $(SOAK))); \
-	while [ $$(date +%s) -lt $$end ]; do $(BIN)/pytest -q -x -m "netns or apps" || exit 1; done
+soak: packages-all install ## servers in random trouble for SOAK seconds: no loss, no growth, no stuck slot
+	$(BIN)/python tools/soak.py --seconds $(SOAK)
 
 lock: packages-all install ## renew requirements.lock (the only target that asks for newer packages)
 	$(BIN)/pip install --quiet uv

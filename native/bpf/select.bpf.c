@@ -15,7 +15,9 @@
 #define CPU_MASK (FS_MAX_CPUS - 1)
 #define WORKER_MASK (FS_MAX_WORKERS - 1)
 #define WINDOW_SHIFT 26 /* a window of load is 2^26 ns, about 67 ms */
-/* A slot's load: late (1 bit), by how much (6), queue (16), amount (32), slot (8). */
+/* A slot's load: late (1 bit), by how much (6), queue (16), amount (32), slot (8); where connections
+ * last: hung (1), by how much (6), amount (40), late by how much (8), slot (8).
+ */
 #define LATE (1ULL << 62)
 #define LATENESS_AT 56
 #define LATENESS 63ULL
@@ -23,11 +25,13 @@
 #define NEARLY (4ULL << LATENESS_AT) /* late workers that differ by less are late alike */
 #define QUEUE_AT 40
 #define AMOUNT_AT 8
+#define LASTING_AT 16
 #define AMOUNT 0xffffffffULL
 #define UNCLAIMED (1ULL << 63)
 #define NO_SLOT (~0U)
 #define BURST 16 /* connections a window that any slot may have */
 #define FEW 2 /* live connections above the mean and its 128th part that any slot may have */
+#define HUNG_NS (1ULL << 28) /* a worker that is late by more gets no connection that lasts */
 #define SETTLE_NS (1ULL << 30) /* a worker that waits for so long has an empty queue */
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
@@ -90,10 +94,11 @@ static __always_inline __u64 lateness(const struct fs_page *page, struct fs_slot
 }
 
 /* The connections that wait for a late worker may be accepted by the others. */
-static __always_inline void ask_for_help(struct fs_listener *listener, struct fs_slot *slot)
+static __always_inline void ask_for_help(struct fs_listener *listener, struct fs_slot *slot,
+					 __u32 help)
 {
-	if (!slot->help && queued(slot)) {
-		slot->help = 1;
+	if (slot->help < help && queued(slot)) {
+		slot->help = help;
 		listener->help = 1;
 	}
 }
@@ -103,8 +108,23 @@ static __always_inline __u32 in_window(const struct fs_slot *slot, __u64 epoch)
 	return slot->epoch == epoch ? slot->window : 0;
 }
 
+/* How far above the others a slot of so many connections that last may be. */
+static __always_inline __u64 tolerance(__u64 count)
+{
+	return count / 128 + FEW;
+}
+
+/* What the slot had of the load that is spread. */
+static __always_inline __u64 amount_of(const struct fs_listener *listener,
+				       const struct fs_slot *slot, __u64 now)
+{
+	return listener->by_live ? held(slot) : in_window(slot, now >> WINDOW_SHIFT);
+}
+
 /* Load of a slot as one number to be minimised: unclaimed slots last, late ones before them,
  * then by queue, then by connections in this window; or by live connections where they last.
+ * Those stay for much longer than a worker is late, unless it hangs: it is passed over within
+ * the tolerance only, or its lateness of a moment would leave the workers uneven for good.
  * The low eight bits are the slot itself.
  * A function of its own, so that the verifier walks it once and not once per slot.
  */
@@ -113,7 +133,7 @@ __noinline __u64 slot_load(__u32 index, __u64 now)
 	struct fs_listener *listener;
 	struct fs_slot *slot;
 	struct fs_page *page;
-	__u64 load, late;
+	__u64 load, late, by, amount;
 	__u32 zero = 0;
 
 	index &= SLOT_MASK;
@@ -124,26 +144,23 @@ __noinline __u64 slot_load(__u32 index, __u64 now)
 	slot = &listener->slot[index];
 	if (slot->state != FS_SLOT_CLAIMED)
 		return UNCLAIMED | index;
-	if (listener->by_live) {
-		load = (held(slot) & AMOUNT) << AMOUNT_AT;
-	} else {
-		load = (__u64)in_window(slot, now >> WINDOW_SHIFT) << AMOUNT_AT;
-		load |= (queued(slot) & 0xffff) << QUEUE_AT;
-	}
-	load |= index;
 	late = lateness(page, slot, now);
-	if (!late)
-		return load;
-	late >>= LATENESS_SHIFT;
-	return load | LATE | (late < LATENESS ? late : LATENESS) << LATENESS_AT;
+	by = late >> LATENESS_SHIFT < LATENESS ? late >> LATENESS_SHIFT : LATENESS;
+	amount = amount_of(listener, slot, now) & AMOUNT;
+	if (listener->by_live) {
+		amount += late ? tolerance(amount) : 0;
+		load = amount << LASTING_AT | by << AMOUNT_AT | index;
+		late = late > HUNG_NS;
+	} else {
+		load = (queued(slot) & 0xffff) << QUEUE_AT | amount << AMOUNT_AT | index;
+	}
+	return late ? load | LATE | by << LATENESS_AT : load;
 }
 
-/* The load of the least loaded of the first `slots` slots, with the sum of the amounts of all of
- * them in place of its own.
- */
+/* The load of the least loaded of the first `slots` slots. */
 __noinline __u64 least_loaded(__u32 slots, __u64 now)
 {
-	__u64 best = ~0ULL, total = 0;
+	__u64 best = ~0ULL;
 
 	for (__u32 i = 0; i < FS_MAX_SLOTS; i++) {
 		__u64 load;
@@ -151,11 +168,38 @@ __noinline __u64 least_loaded(__u32 slots, __u64 now)
 		if (i >= slots)
 			break;
 		load = slot_load(i, now);
-		total += load >> AMOUNT_AT & AMOUNT;
 		if (load < best)
 			best = load;
 	}
-	return (best & ~(AMOUNT << AMOUNT_AT)) | (total & AMOUNT) << AMOUNT_AT;
+	return best;
+}
+
+/* What a slot that is polled had of the load; a function of its own as slot_load() is. */
+__noinline __u64 claimed_amount(__u32 index, __u64 now)
+{
+	struct fs_listener *listener;
+	struct fs_slot *slot;
+	struct fs_page *page;
+	__u32 zero = 0;
+
+	page = bpf_map_lookup_elem(&fs_page, &zero);
+	if (!page)
+		return 0;
+	listener = &page->listener[listener_index & (FS_MAX_LISTENERS - 1)];
+	slot = &listener->slot[index & SLOT_MASK];
+	return slot->state == FS_SLOT_CLAIMED ? amount_of(listener, slot, now) & AMOUNT : 0;
+}
+
+__noinline __u64 total_amount(__u32 slots, __u64 now)
+{
+	__u64 total = 0;
+
+	for (__u32 i = 0; i < FS_MAX_SLOTS; i++) {
+		if (i >= slots)
+			break;
+		total += claimed_amount(i, now);
+	}
+	return total;
 }
 
 /* Connections last if most of those that came in this window and the one before are still
@@ -206,11 +250,10 @@ static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_liste
 	return 1;
 }
 
+/* The mean of what the slots that are polled had. */
 static __always_inline __u32 mean_amount(const struct fs_listener *listener, __u64 now)
 {
-	__u64 total = least_loaded(listener->slots, now) >> AMOUNT_AT & AMOUNT;
-
-	return (__u32)total / (listener->claimed ?: 1);
+	return (__u32)total_amount(listener->slots, now) / (listener->claimed ?: 1);
 }
 
 /* Whether the slot has had its share: of the connections in this window, or of the live ones
@@ -227,7 +270,7 @@ static __always_inline int had_its_share(const struct fs_page *page,
 		if (held(slot) <= FEW)
 			return 0;
 		mean = mean_amount(listener, now);
-		return held(slot) > (__u64)mean + mean / 128 + FEW;
+		return held(slot) > mean + tolerance(mean);
 	}
 	if (window < BURST || window < slot->quota)
 		return 0;
@@ -248,21 +291,23 @@ static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_li
 	for (int i = 0; i < MAX_PER_CPU && next; i++) {
 		__u32 index = (next - 1) & SLOT_MASK;
 		struct fs_slot *slot = &listener->slot[index];
-		__u64 amount;
+		__u64 amount, late;
 
 		next = slot->next;
 		if (slot->state == FS_SLOT_PAUSED)
-			ask_for_help(listener, slot);
+			ask_for_help(listener, slot, FS_HELP_ALWAYS);
 		if (slot->state != FS_SLOT_CLAIMED)
 			continue;
 		*fallback = index;
-		if (lateness(page, slot, now)) {
-			ask_for_help(listener, slot);
+		late = lateness(page, slot, now);
+		if (late) {
+			ask_for_help(listener, slot,
+				     late > HUNG_NS ? FS_HELP_ALWAYS : FS_HELP_EVENLY);
 			continue;
 		}
 		if (had_its_share(page, listener, slot, now))
 			continue;
-		amount = listener->by_live ? held(slot) : in_window(slot, now >> WINDOW_SHIFT);
+		amount = amount_of(listener, slot, now);
 		if (amount < least) {
 			least = amount;
 			best = index;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later OR LGPL-2.1-or-later */
 /*
  * What the shim says to the keeper, over a unix SOCK_SEQPACKET socket with an abstract name:
- * one request, one reply, both with descriptors attached (SCM_RIGHTS), then it is closed.
+ * one request, one reply, both with descriptors attached (SCM_RIGHTS), then it is closed. Whom the
+ * keeper does not answer gets a reply with EPERM before anything of it was read.
  * src/fastsocket/app/protocol.py is the Python side.
  */
 #ifndef FASTSOCKET_KEEPER_H
@@ -15,7 +16,7 @@ enum fs_op {
 	FS_OP_JOIN = 1, /* + listening socket: which listener is it; reply + status page */
 	FS_OP_ADD = 2, /* + a slot's socket: let the select program choose it */
 	FS_OP_WORKER = 3, /* worker `worker` claimed `slot` of `listener`: watch it */
-	FS_OP_STATUS = 4, /* reply: JSON of the application, in place of struct fs_reply */
+	FS_OP_STATUS = 4, /* reply + a file that holds JSON of the application */
 };
 
 #define FS_JOIN_LATE 1 /* the application bound the socket without SO_REUSEPORT: that is ours */

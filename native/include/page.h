@@ -48,6 +48,13 @@ enum fs_slot_state {
 	FS_SLOT_ORPHAN, /* its worker is gone, the socket still listens and may hold a queue */
 };
 
+/* Whether the others may accept what waits for a late worker. */
+enum fs_help {
+	FS_HELP_NONE,
+	FS_HELP_EVENLY, /* connections that last only by a worker that has fewer of them */
+	FS_HELP_ALWAYS,
+};
+
 /* One thread that polls; one cache line, written by that thread alone. */
 struct fs_worker {
 	__u64 busy_since; /* shim: CLOCK_MONOTONIC in ns of the last return from a wait, 0 = polling */
@@ -84,10 +91,10 @@ struct fs_slot {
 	__u64 epoch; /* program: number of the window that `window` counts */
 	__u32 window; /* program: connections sent here in this window */
 	__u32 quota; /* program: how many it may have before the mean is computed again */
-	__u32 help; /* program: connections wait here for too long; shim: they no longer do */
+	__u32 help; /* program: enum fs_help, connections wait here for too long; shim: none do */
 	__u32 before; /* program: connections sent here in the window before */
 	__u32 left_in; /* lock: of an orphan: process in which its thread ended, 0 if that is gone */
-	__u32 pad2;
+	__u32 forked; /* shim: 1 if its worker has forked since, so that a child may poll it too */
 } __attribute__((aligned(64)));
 
 /* What lean connections may do without; bits of fs_lean.on by number. */
@@ -151,6 +158,8 @@ struct fs_listener {
 	__u32 stolen; /* shim: connections accepted from another worker's slot */
 	__u64 late_cookie; /* keeper or shim: SO_COOKIE of the socket whose SO_REUSEPORT we set */
 	__u64 passed; /* program: no slot could be chosen, left to the kernel's hash */
+	__u64 past_assigned; /* lock: `assigned` of slots that were used before for other sockets */
+	__u64 past_spilled; /* lock: `spilled` of those */
 	__u16 cpu_slot[FS_MAX_CPUS]; /* lock: 1 + first slot of the CPU, 0 = none */
 	struct fs_lean lean;
 	struct fs_slot slot[FS_MAX_SLOTS];

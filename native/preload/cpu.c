@@ -5,16 +5,25 @@
  */
 #include "fsocket.h"
 
+/* Read once: a process that scribbles over the page must not change it between check and use, in
+ * the keeper least of all.
+ */
+static uint32_t cpu_of(const struct fs_slot *slot)
+{
+	return __atomic_load_n(&slot->cpu, __ATOMIC_RELAXED);
+}
+
 void fs_unlink_cpu(struct fs_listener *pl, int index)
 {
 	struct fs_slot *slot = &pl->slot[index];
+	uint32_t cpu = cpu_of(slot);
 	unsigned next;
 
-	if (slot->cpu >= FS_MAX_CPUS)
+	if (cpu >= FS_MAX_CPUS)
 		return;
-	next = pl->cpu_slot[slot->cpu];
+	next = pl->cpu_slot[cpu];
 	if (next == (unsigned)index + 1)
-		pl->cpu_slot[slot->cpu] = slot->next;
+		pl->cpu_slot[cpu] = slot->next;
 	for (int i = 0; next && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[(next - 1) & (FS_MAX_SLOTS - 1)];
 
@@ -27,11 +36,12 @@ void fs_unlink_cpu(struct fs_listener *pl, int index)
 void fs_link_cpu(struct fs_listener *pl, int index)
 {
 	struct fs_slot *slot = &pl->slot[index];
+	uint32_t cpu = cpu_of(slot);
 
-	if (slot->cpu >= FS_MAX_CPUS)
+	if (cpu >= FS_MAX_CPUS)
 		return;
-	slot->next = pl->cpu_slot[slot->cpu];
-	__atomic_store_n(&pl->cpu_slot[slot->cpu], index + 1, __ATOMIC_RELEASE);
+	slot->next = pl->cpu_slot[cpu];
+	__atomic_store_n(&pl->cpu_slot[cpu], index + 1, __ATOMIC_RELEASE);
 }
 
 /* Claimed slots of a CPU. */
@@ -131,16 +141,17 @@ void fs_pin_workers(struct fs_listener *pl)
 	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *slot = &pl->slot[i];
 		struct fs_worker *worker = fs_worker_of(slot);
+		uint32_t cpu = cpu_of(slot);
 		cpu_set_t one, now;
 
-		if (slot->state != FS_SLOT_CLAIMED || slot->cpu >= CPU_SETSIZE || worker->pinned)
+		if (slot->state != FS_SLOT_CLAIMED || cpu >= CPU_SETSIZE || worker->pinned)
 			continue;
 		CPU_ZERO(&one);
-		CPU_SET(slot->cpu, &one);
+		CPU_SET(cpu, &one);
 		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
 		    !CPU_EQUAL(&one, &now) &&
 		    sched_setaffinity(worker->tid, sizeof(one), &one) == 0)
 			worker->pinned = 1;
-		worker->cpu = slot->cpu;
+		worker->cpu = cpu;
 	}
 }

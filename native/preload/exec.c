@@ -12,7 +12,6 @@
 
 #include "lean.h"
 
-#define EXPORT __attribute__((visibility("default")))
 #define MOST 8 /* variables of ours */
 
 static char *ours[MOST];

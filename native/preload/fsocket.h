@@ -26,6 +26,8 @@
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
+#define EXPORT __attribute__((visibility("default")))
+#define COLD __attribute__((noinline, cold))
 
 /* What is not a wrapper is reached without the table for names that others may define. */
 #pragma GCC visibility push(hidden)
@@ -149,8 +151,39 @@ static inline struct fs_worker *fs_worker_of(const struct fs_slot *slot)
 	return &fs_page->worker[slot->worker & (FS_MAX_WORKERS - 1)];
 }
 
+/* close.c: a connection that a slot counts is gone */
+static inline void fs_closed(const struct fd_entry *entry)
+{
+	struct fs_slot *slot = page_slot(entry->listener, entry->slot);
+
+	/* The slot may have gone to another process meanwhile, and was counted anew then. */
+	if (entry->era == fs_era && slot->live && fs_worker_of(slot)->pid == (uint32_t)fs_pid)
+		__atomic_fetch_sub(&slot->live, 1, __ATOMIC_RELAXED);
+}
+
+/* listener.c: the listener behind `fd` if it has one and this is not a child of vfork() */
+struct listener *fs_known_listener(int fd);
+
+static inline struct listener *listener_of(int fd)
+{
+	return unlikely(fd_entry(fd)->kind == FD_LISTENER) ? fs_known_listener(fd) : NULL;
+}
+
+/* fds.c */
+int fs_each_fd(int (*visit)(int fd, const void *data), const void *data);
+
+/* Nanoseconds of the clock that the select program reads, too. */
+static inline uint64_t fs_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ULL + now.tv_nsec;
+}
+
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);
+int fs_private_room(void);
 void fs_private_close(int fd, uint64_t cookie);
 int fs_private_move(int fd);
 int fs_is_private(int fd);
@@ -168,6 +201,7 @@ uint64_t fs_cookie(int fd);
 /* listener.c */
 void fs_listener_add(int fd, int backlog, int inherited);
 void fs_listener_close(struct listener *l);
+void fs_listener_forget(struct listener *l);
 void fs_adopt_inherited(void);
 void fs_register_process(void);
 void fs_before_fork(void);
@@ -178,13 +212,31 @@ void fs_environment_keep(void);
 
 /* claim.c */
 int fs_claim(struct listener *l, int epfd);
-void fs_pause(struct listener *l, int slot, int paused);
-int fs_fd_of_cookie(int page_index, uint64_t cookie);
-void fs_release(struct listener *l, int slot);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
-void fs_settle(void);
-void fs_forget_past(void);
+
+/* slots.c */
+int fs_find_slot(const struct fs_listener *pl, uint64_t cookie);
+void fs_set_state(struct fs_listener *pl, int index, enum fs_slot_state state);
+void fs_abandon(struct fs_listener *pl, int index);
+int fs_sweep(struct fs_listener *pl);
+struct fs_worker *fs_own_worker(void);
+int fs_fd_of_cookie(int page_index, uint64_t cookie);
+int fs_publish_all(struct listener *l, struct fs_listener *pl);
+
+/* release.c */
+void fs_release(struct listener *l, int slot);
+void fs_stop(struct listener *l);
+void fs_go_on(struct listener *l, int backlog);
 void fs_thread_ends(void *worker);
+void fs_forget_past(void);
+
+/* settle.c */
+void fs_pause(struct listener *l, int slot, int paused);
+void fs_settle(void);
+
+/* wait.c */
+int fs_was_interrupted(int kinds);
+void fs_claim_without_epoll(struct listener *l);
 
 /* cpu.c */
 void fs_link_cpu(struct fs_listener *pl, int index);
@@ -209,13 +261,20 @@ void fs_resume_find(void);
 void fs_keeper_ensure(void);
 
 /* lock.c */
-void fs_lock(uint32_t *word, sigset_t *saved);
-int fs_trylock(uint32_t *word, sigset_t *saved);
-void fs_unlock(uint32_t *word, const sigset_t *saved);
+
+/* What a thread had before it was to be left alone: its signals, and whether it can be cancelled. */
+struct fs_guard {
+	sigset_t signals;
+	int cancel;
+};
+
+void fs_lock(uint32_t *word, struct fs_guard *guard);
+int fs_trylock(uint32_t *word, struct fs_guard *guard);
+void fs_unlock(uint32_t *word, const struct fs_guard *guard);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);
-void fs_hold_signals(sigset_t *saved);
-void fs_release_signals(const sigset_t *saved);
+void fs_hold_signals(struct fs_guard *guard);
+void fs_release_signals(const struct fs_guard *guard);
 
 #pragma GCC visibility pop
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* The client of the keeper, and the status page that takes its place where there is none. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -16,6 +18,7 @@
 #define MAX_FDS 2
 #define RESTART_PAUSE_NS 10000000
 #define RESTART_PAUSES 150
+#define BPF_MAP "anon_inode:bpf-map" /* as /proc shows one */
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static socklen_t address_length;
@@ -87,8 +90,7 @@ static int connect_keeper(void)
 	return fd;
 }
 
-/* One request and its reply; `page_fd` (or NULL) takes the first descriptor that comes back. */
-static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
+static int ask_once(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
 {
 	union {
 		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
@@ -96,8 +98,9 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 	} control = {0};
 	struct iovec part = {.iov_base = request, .iov_len = sizeof(*request)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	int keeper = connect_keeper(), error = ETIMEDOUT, result = -1;
+	int keeper = connect_keeper(), error, result = -1;
 	struct cmsghdr *head;
+	ssize_t length;
 
 	if (keeper < 0)
 		return -1;
@@ -116,8 +119,9 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 		memset(&control, 0, sizeof(control));
 		message.msg_control = control.bytes;
 		message.msg_controllen = sizeof(control.bytes);
-		if (NEXT(recvmsg)(keeper, &message, MSG_CMSG_CLOEXEC) == sizeof(*reply) &&
-		    reply->magic == FS_KEEPER_MAGIC) {
+		length = NEXT(recvmsg)(keeper, &message, MSG_CMSG_CLOEXEC);
+		error = length == 0 || (length < 0 && errno == ECONNRESET) ? ECONNRESET : ETIMEDOUT;
+		if (length == sizeof(*reply) && reply->magic == FS_KEEPER_MAGIC) {
 			error = reply->error;
 			result = error ? -1 : 0;
 		}
@@ -125,6 +129,8 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 		if (page_fd && head && head->cmsg_type == SCM_RIGHTS &&
 		    head->cmsg_len >= CMSG_LEN(sizeof(int)))
 			memcpy(page_fd, CMSG_DATA(head), sizeof(int));
+	} else {
+		error = errno;
 	}
 	NEXT(close)(keeper);
 	if (result < 0)
@@ -132,10 +138,43 @@ static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *
 	return result;
 }
 
+/* One request and its reply; `page_fd` (or NULL) takes the first descriptor that comes back. Where
+ * the keeper was killed before it answered, the one in its place is asked again.
+ */
+static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
+{
+	int result = ask_once(request, fd, reply, page_fd);
+
+	if (result < 0 && errno == ECONNRESET)
+		result = ask_once(request, fd, reply, page_fd);
+	return result;
+}
+
+/* Whether `fd` is memory that nobody can shorten, which would end its readers with SIGBUS: a BPF
+ * map, or a sealed memfd of the page's size.
+ */
+static int is_page(int fd)
+{
+	const int wanted = F_SEAL_SHRINK | F_SEAL_GROW;
+	size_t unit = sysconf(_SC_PAGESIZE);
+	char path[32], target[sizeof(BPF_MAP)] = "";
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat file;
+
+	if (seals >= 0)
+		return (seals & wanted) == wanted && fstat(fd, &file) == 0 &&
+		       (size_t)file.st_size == (sizeof(struct fs_page) + unit - 1) / unit * unit;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return readlink(path, target, sizeof(target)) == sizeof(BPF_MAP) - 1 &&
+	       memcmp(target, BPF_MAP, sizeof(BPF_MAP) - 1) == 0;
+}
+
 static struct fs_page *map_page(int fd)
 {
 	struct fs_page *page;
 
+	if (!is_page(fd))
+		return NULL;
 	page = mmap(NULL, sizeof(*page), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (page == MAP_FAILED)
 		return NULL;
@@ -204,6 +243,8 @@ int fs_keeper_join(struct listener *l, int flags)
 	fs_register_process();
 	if (result == 0 && fs_page)
 		return reply.listener < FS_MAX_LISTENERS ? (int)reply.listener : -1;
+	if (result == 0) /* a keeper, but no page that can be relied on: as without us */
+		return -1;
 	if (!fs_page)
 		fs_page = anonymous_page();
 	return fs_page ? join_anonymous(l) : -1;

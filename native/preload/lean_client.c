@@ -13,7 +13,6 @@
 
 #include "lean.h"
 
-#define EXPORT __attribute__((visibility("default")))
 #define DESTINATIONS 64 /* a power of two; two that share an entry learn together */
 
 /* What was learned of an address and port. Threads may lose each other's steps, which only

@@ -16,8 +16,6 @@
 
 #include "lean.h"
 
-#define EXPORT __attribute__((visibility("default")))
-#define COLD __attribute__((noinline, cold))
 /* A definition by the name of a function whose declared parameters vary. */
 #define NAMED(name) __asm__(name) __attribute__((visibility("default")))
 

@@ -7,8 +7,6 @@
 
 #include "lean.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 #define SLEEPER(result, name, parameters, arguments) \
 	EXPORT result name parameters                \
 	{                                            \

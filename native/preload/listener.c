@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* The application's listening sockets in this process, from listen() to close(). */
-#include <dirent.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -28,24 +26,11 @@ static struct listener *new_entry(void)
 	return NULL;
 }
 
-static struct listener *known(int fd)
+COLD struct listener *fs_known_listener(int fd)
 {
 	struct fd_entry *entry = fd_entry(fd);
 
-	return entry->kind == FD_LISTENER ? &fs_listeners[entry->listener] : NULL;
-}
-
-/* A further listen() of a known listener: its other sockets in this process follow. */
-static void listen_again(struct listener *l, int backlog)
-{
-	l->backlog = backlog;
-	fs_page->listener[l->page_index].backlog = backlog;
-	for (int i = 0; i < l->stand_ins; i++) {
-		NEXT(listen)(l->stand_in[i].fd, backlog);
-		fs_pause(l, l->stand_in[i].slot, 0);
-	}
-	if (l->slot >= 0 && !l->paused)
-		fs_pause(l, l->slot, 0);
+	return getpid() == fs_pid ? &fs_listeners[entry->listener] : NULL;
 }
 
 /* The application listens on `fd`: from here on a second worker gets a socket of its own.
@@ -57,15 +42,17 @@ void fs_listener_add(int fd, int backlog, int inherited)
 	int saved = errno, one = 1, reuseport = 0, flags, page_index;
 	socklen_t length = sizeof(reuseport);
 	struct fs_listener *pl;
-	struct listener *l = known(fd);
+	struct listener *l = listener_of(fd);
 	uint64_t cookie = fs_cookie(fd);
 
+	if (getpid() != fs_pid) /* a child of vfork(), in its parent's memory */
+		goto out;
 	if (l && cookie == l->fd_cookie) {
-		listen_again(l, backlog);
+		fs_go_on(l, backlog);
 		goto out;
 	}
 	if (l) /* closed behind our back */
-		fs_listener_close(l);
+		fs_listener_forget(l);
 	if (fd_entry(fd) == fd_entry(-1) || fd_entry(fd)->kind == FD_ALONE ||
 	    !fs_can_have_siblings(fd))
 		goto out;
@@ -78,7 +65,10 @@ void fs_listener_add(int fd, int backlog, int inherited)
 		goto out;
 	l->fd = fd;
 	page_index = fs_keeper_join(l, flags);
-	if (page_index < 0) {
+	if (page_index < 0) { /* it stays as it was */
+		one = 0;
+		if (!reuseport)
+			NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
 		l->fd = -1;
 		goto out;
 	}
@@ -95,8 +85,35 @@ out:
 	errno = saved;
 }
 
-/* The application closes its listener, or puts another file in its place. */
+static int is_copy(int fd, const void *data)
+{
+	const struct listener *l = data;
+
+	return fd != l->fd && fd_entry(fd)->kind == FD_OTHER && fd_entry(fd) != fd_entry(-1) &&
+			       fs_cookie(fd) == l->fd_cookie ?
+		       fd :
+		       0;
+}
+
+/* The application closes its listener, or puts another file in its place. If it had duplicated
+ * that before, it goes on with the other number.
+ */
 void fs_listener_close(struct listener *l)
+{
+	int saved = errno, copy = fs_each_fd(is_copy, l);
+
+	errno = saved;
+	if (!copy) {
+		fs_listener_forget(l);
+		return;
+	}
+	*fd_entry(copy) = *fd_entry(l->fd);
+	fd_entry(l->fd)->kind = FD_OTHER;
+	l->fd = copy;
+}
+
+/* Nothing more is ours to do for the listener. */
+void fs_listener_forget(struct listener *l)
 {
 	int saved = errno;
 
@@ -116,24 +133,29 @@ void fs_listener_close(struct listener *l)
 	errno = saved;
 }
 
+static int adopt(int fd, const void *data __attribute__((unused)))
+{
+	int listening = 0;
+	socklen_t length = sizeof(listening);
+
+	if (NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening)
+		fs_listener_add(fd, SOMAXCONN, 1);
+	return 0;
+}
+
 /* Listeners that were open when this program began: handed over by exec or by systemd. */
 void fs_adopt_inherited(void)
 {
-	int listening, fd;
-	socklen_t length;
-	struct dirent *entry;
-	DIR *list = opendir("/proc/self/fd");
+	fs_each_fd(adopt, NULL);
+}
 
-	if (!list)
-		return;
-	while ((entry = readdir(list))) {
-		fd = atoi(entry->d_name);
-		length = sizeof(listening);
-		if (NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 &&
-		    listening)
-			fs_listener_add(fd, SOMAXCONN, 1);
-	}
-	closedir(list);
+/* A child has what this process polls, and may go on polling it. */
+static void note_fork(const struct listener *l)
+{
+	if (l->fd >= 0 && l->slot >= 0)
+		page_slot(l->page_index, l->slot)->forked = 1;
+	for (int i = 0; l->fd >= 0 && i < l->stand_ins; i++)
+		page_slot(l->page_index, l->stand_in[i].slot)->forked = 1;
 }
 
 /* Workers are about to come: bind their sockets while this process still may. */
@@ -143,6 +165,7 @@ void fs_before_fork(void)
 	if (fs_listener_count)
 		fs_keeper_ensure();
 	for (int i = 0; i < fs_listener_count; i++) {
+		note_fork(&fs_listeners[i]);
 		fs_siblings_prepare(&fs_listeners[i]);
 		memset(fs_listeners[i].sibling_shared, 1, fs_listeners[i].siblings);
 	}

@@ -12,70 +12,88 @@
 #include "fsocket.h"
 
 #define WAIT_NS 50000
-#define PATIENCE 40000 /* waits before a living holder's lock is taken anyway: 2 s */
+#define PATIENCE 40000 /* waits before one living holder's lock is taken anyway: 2 s */
+#define MOST_WAITS (10 * PATIENCE) /* before that of ever new holders is */
 
-/* Take the lock, from a holder that died if need be; signals wait until it is given back. */
-void fs_lock(uint32_t *word, sigset_t *saved)
+static void be_left_alone(struct fs_guard *guard)
 {
-	const struct timespec pause = {.tv_nsec = WAIT_NS};
-	uint32_t me = getpid();
 	sigset_t all;
 
 	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, saved);
+	pthread_sigmask(SIG_SETMASK, &all, &guard->signals);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &guard->cancel);
+}
+
+static void be_as_before(const struct fs_guard *guard)
+{
+	pthread_setcancelstate(guard->cancel, NULL);
+	pthread_sigmask(SIG_SETMASK, &guard->signals, NULL);
+}
+
+static int take(uint32_t *word, uint32_t *holder)
+{
+	return __atomic_compare_exchange_n(word, holder, getpid(), 0, __ATOMIC_ACQUIRE,
+					   __ATOMIC_RELAXED);
+}
+
+/* Take the lock, from a holder that died if need be; signals wait until it is given back. */
+void fs_lock(uint32_t *word, struct fs_guard *guard)
+{
+	const struct timespec pause = {.tv_nsec = WAIT_NS};
+	uint32_t last = 0;
+	int since = 0;
+
+	be_left_alone(guard);
 	for (int waits = 0;; waits++) {
 		uint32_t holder = 0;
 
-		if (__atomic_compare_exchange_n(word, &holder, me, 0, __ATOMIC_ACQUIRE,
-						__ATOMIC_RELAXED))
+		if (take(word, &holder))
 			return;
-		if ((waits >= PATIENCE || !fs_alive(holder, holder, 0)) &&
-		    __atomic_compare_exchange_n(word, &holder, me, 0, __ATOMIC_ACQUIRE,
-						__ATOMIC_RELAXED))
+		if (holder != last) {
+			last = holder;
+			since = waits;
+		}
+		if ((waits - since >= PATIENCE || waits >= MOST_WAITS ||
+		     !fs_alive(holder, holder, 0)) &&
+		    take(word, &holder))
 			return;
 		nanosleep(&pause, NULL);
 	}
 }
 
 /* Take the lock if it is free or its holder died; returns whether it was taken. */
-int fs_trylock(uint32_t *word, sigset_t *saved)
+int fs_trylock(uint32_t *word, struct fs_guard *guard)
 {
 	uint32_t holder = __atomic_load_n(word, __ATOMIC_RELAXED);
-	sigset_t all;
 
 	if (holder && fs_alive(holder, holder, 0))
 		return 0;
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, saved);
-	if (__atomic_compare_exchange_n(word, &holder, getpid(), 0, __ATOMIC_ACQUIRE,
-					__ATOMIC_RELAXED))
+	be_left_alone(guard);
+	if (take(word, &holder))
 		return 1;
-	pthread_sigmask(SIG_SETMASK, saved, NULL);
+	be_as_before(guard);
 	return 0;
 }
 
-void fs_unlock(uint32_t *word, const sigset_t *saved)
+void fs_unlock(uint32_t *word, const struct fs_guard *guard)
 {
 	uint32_t me = getpid();
 
 	/* Not if it was taken from us, who held it for too long. */
 	__atomic_compare_exchange_n(word, &me, 0, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
-	pthread_sigmask(SIG_SETMASK, saved, NULL);
+	be_as_before(guard);
 }
 
 __thread int fs_interrupted;
 
 /* A claim comes before a call that would wait: a signal during it must not be lost on that wait. */
-void fs_hold_signals(sigset_t *saved)
+void fs_hold_signals(struct fs_guard *guard)
 {
-	sigset_t all;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, saved);
+	be_left_alone(guard);
 }
 
 /* Let the signals in, and note what the wait would have done about them (signal(7)). */
-void fs_release_signals(const sigset_t *saved)
+void fs_release_signals(const struct fs_guard *guard)
 {
 	struct sigaction action;
 	sigset_t pending;
@@ -83,13 +101,14 @@ void fs_release_signals(const sigset_t *saved)
 	fs_interrupted = 0;
 	sigpending(&pending);
 	for (int signal = 1; signal < NSIG; signal++) {
-		if (sigismember(&pending, signal) != 1 || sigismember(saved, signal) == 1 ||
+		if (sigismember(&pending, signal) != 1 ||
+		    sigismember(&guard->signals, signal) == 1 ||
 		    sigaction(signal, NULL, &action) < 0 || action.sa_handler == SIG_IGN ||
 		    action.sa_handler == SIG_DFL)
 			continue;
 		fs_interrupted |= action.sa_flags & SA_RESTART ? FS_RESTARTED : FS_INTERRUPTED;
 	}
-	pthread_sigmask(SIG_SETMASK, saved, NULL);
+	be_as_before(guard);
 }
 
 /* A thread's state (a letter) and start time in clock ticks after boot, from /proc; 0 where

@@ -6,23 +6,79 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "fsocket.h"
 
-#define FLOOR 768 /* below 1024, where select() ends */
+#define FLOOR 768 /* where no other place is to be had: below 1024, where select() ends */
+#define SHARE 16 /* of the numbers that the application may use, we take one in so many there */
+#define WIDE 4096 /* a limit above which a table for numbers beyond it costs too much memory */
 
-/* Move `fd` up and mark it; returns its new number, or -1 (then it is closed). */
-int fs_private(int fd)
+static struct rlimit current_limit(void)
 {
-	struct rlimit limit = {.rlim_cur = 1024};
-	int high, floor = FLOOR;
+	struct rlimit limit = {.rlim_cur = 1024, .rlim_max = 1024};
 
 	getrlimit(RLIMIT_NOFILE, &limit);
+	return limit;
+}
+
+static int has_beyond(const struct rlimit *limit)
+{
+	return limit->rlim_cur < limit->rlim_max && limit->rlim_cur <= WIDE;
+}
+
+static int held(void)
+{
+	int count = 0;
+
+	for (int i = 0; i < fs_listener_count; i++)
+		if (fs_listeners[i].fd >= 0)
+			count += fs_listeners[i].siblings + (fs_listeners[i].origin >= 0);
+	return count;
+}
+
+/* Whether one more sibling would leave the application what it needs, and us an origin's number. */
+int fs_private_room(void)
+{
+	const struct rlimit limit = current_limit();
+
+	return has_beyond(&limit) || (rlim_t)held() + 1 < limit.rlim_cur / SHARE;
+}
+
+/* A number beyond the soft limit is one that the application is never given: the limit is lifted
+ * for the moment that it takes to get it.
+ */
+static int beyond(int fd, const struct rlimit *limit)
+{
+	const struct rlimit lifted = {.rlim_cur = limit->rlim_max, .rlim_max = limit->rlim_max};
+	int high;
+
+	if (!has_beyond(limit) || setrlimit(RLIMIT_NOFILE, &lifted) < 0)
+		return -1;
+	high = fcntl(fd, F_DUPFD_CLOEXEC, (int)limit->rlim_cur);
+	setrlimit(RLIMIT_NOFILE, limit);
+	return high;
+}
+
+/* Move `fd` up and mark it; returns its new number, or -1 with errno (then it is closed). */
+int fs_private(int fd)
+{
+	const struct rlimit limit = current_limit();
+	int high, floor = FLOOR;
+
 	if (limit.rlim_cur < 1024)
 		floor = limit.rlim_cur * 3 / 4;
-	high = fcntl(fd, F_DUPFD_CLOEXEC, floor);
+	high = beyond(fd, &limit);
+	if (high < 0)
+		high = fcntl(fd, F_DUPFD_CLOEXEC, floor);
 	NEXT(close)(fd);
-	if (high >= 0)
+	if (high >= 0 && fd_entry(high) == fd_entry(-1)) {
+		NEXT(close)(high); /* beyond our table: its mark would be lost */
+		high = -1;
+	}
+	if (high < 0)
+		errno = EMFILE;
+	else
 		*fd_entry(high) = (struct fd_entry){.kind = FD_PRIVATE};
 	return high;
 }

@@ -18,7 +18,7 @@
 #include "fsocket.h"
 
 #define SEPARATOR "\x1f"
-#define WORDS 4 /* interpreter, program, the application's first process, the page's id */
+#define WORDS 5 /* interpreter, program, first process, the page's id, the keeper's name */
 
 static char *command[WORDS + 1];
 static uid_t identity;

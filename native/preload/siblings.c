@@ -25,8 +25,8 @@ int fs_sibling_create(struct listener *l)
 	struct sockaddr_storage address;
 	socklen_t length = sizeof(address), size = sizeof(int);
 
-	if (l->siblings == FS_MAX_SLOTS) {
-		errno = ENOSPC;
+	if (l->siblings == FS_MAX_SLOTS || !fs_private_room()) {
+		errno = EMFILE;
 		return -1;
 	}
 	if (getsockname(own, (struct sockaddr *)&address, &length) < 0 ||

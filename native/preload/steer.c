@@ -16,7 +16,7 @@
 /* The claimed slot that serves the CPU, by place in the group, or -1. */
 static int order_of_cpu(const struct fs_listener *pl, unsigned cpu)
 {
-	unsigned next = pl->cpu_slot[cpu];
+	unsigned next = cpu < FS_MAX_CPUS ? pl->cpu_slot[cpu] : 0;
 
 	for (int i = 0; next && i < FS_MAX_SLOTS; i++) {
 		const struct fs_slot *slot = &pl->slot[(next - 1) & (FS_MAX_SLOTS - 1)];
@@ -42,13 +42,16 @@ static int attach_classic(struct fs_listener *pl, int fd)
 	struct sock_filter code[MAX_CODE] = {LOAD_CPU};
 	struct sock_fprog program = {.len = 1, .filter = code};
 
-	for (unsigned i = 0; i < fs_page->cpus && program.len < MAX_CODE - 3; i++) {
-		int order = order_of_cpu(pl, fs_page->cpu_order[i]);
+	for (unsigned i = 0; i < fs_page->cpus && i < FS_MAX_CPUS; i++) {
+		unsigned cpu = __atomic_load_n(&fs_page->cpu_order[i], __ATOMIC_RELAXED);
+		int order = order_of_cpu(pl, cpu);
 
+		if (program.len >= MAX_CODE - 3)
+			break;
 		if (order < 0)
 			continue;
-		code[program.len++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,
-								   fs_page->cpu_order[i], 0, 1);
+		code[program.len++] =
+			(struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, cpu, 0, 1);
 		code[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, order);
 	}
 	code[program.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, order_of_any(pl));

@@ -275,7 +275,10 @@ class Application:
         """Wait for the keeper, its sockets and its BPF objects to go."""
         if self._keeper:
             wait_until(lambda: not _alive(self._keeper), "the keeper to go")
-        wait_until(lambda: f"@fastsocket/{self.pid}" not in _abstract(), "the keeper's socket")
+        name = f"@fastsocket/{self.pid}/"
+        wait_until(
+            lambda: not any(each.startswith(name) for each in _abstract()), "the keeper's socket"
+        )
         wait_until(
             lambda: not {thing for thing in self._kernel if _exists(*thing)},
             "the kernel to free programs and maps",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A command under `fastsocket run` behaves as without: process, exit code, signals, addresses."""
 
+import json
 import os
 import signal
 import socket
@@ -306,3 +307,17 @@ def _least(command: Sequence[str]) -> float:
         subprocess.run(command, check=True, capture_output=True)
         taken.append(time.monotonic() - begin)
     return min(taken)
+
+
+def test_our_own_commands_in_an_accelerated_shell() -> None:
+    """They run without the library, which would take their sockets for the application's."""
+    command = [*RUN, "sh", "-c", '"$0" -m fastsocket status --json', sys.executable]
+    inside = subprocess.run(command, capture_output=True, text=True, check=True)
+    outside = subprocess.run(
+        [*FASTSOCKET, "status", "--json"], capture_output=True, text=True, check=True
+    )
+    states = [
+        {feature["name"]: feature["state"] for feature in json.loads(done.stdout)["features"]}
+        for done in (inside, outside)
+    ]
+    assert states[0] == states[1]

@@ -2,21 +2,27 @@
 """The keeper against bad input: scribbled and damaged pages, strangers, reused pids, no room."""
 
 import ctypes
+import errno
 import json
 import os
 import random
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import fastsocket
+from fastsocket.app import processes, requests
 from fastsocket.app.keeper import Keeper
-from fastsocket.app.protocol import Op, Request
+from fastsocket.app.protocol import Op, Request, unpack_error
 from fastsocket.bpf.libbpf import BpfError
 from fastsocket.bpf.objects import map_info
 from fastsocket.config import Parameters
@@ -34,13 +40,16 @@ NAME = f"fastsocket/test-{os.getpid()}"
 SO_COOKIE = 57
 NOBODY = 65534
 
+# Connects, asks if it is told what to, and prints the errno in the answer.
 STRANGER = """
 import socket, sys
-from fastsocket.app.protocol import Op, Request
+from fastsocket.app.protocol import Op, Request, unpack_error
 client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+client.settimeout(10)
 client.connect("\\0" + sys.argv[1])
-client.send(Request(Op.STATUS).pack())
-print(int.from_bytes(client.recv(4096)[4:8], "little", signed=True))
+if sys.argv[2:]:
+    client.send(Request(Op[sys.argv[2]]).pack())
+print(unpack_error(client.recv(4096)))
 """
 
 
@@ -50,14 +59,47 @@ class Tame(Keeper):
     def sweep_and_rescue(self) -> None:
         self._rescue()
 
-    def serve_once(self) -> None:
-        self._serve()
+    def step(self, patience: float = 0) -> None:
+        for key, _ in self._events.select(patience):
+            key.data()
 
     def place(self, port: int) -> int:
-        return self._place(socket.AF_INET, bytes(16), port, bytes(8), True)
+        return self.listeners.place(socket.AF_INET, bytes(16), port, bytes(8), True)
 
     def watch(self, pid: int) -> None:
-        self._watch(pid)
+        self._watch(pid, vouched=True)
+
+    def adopt(self) -> list[int]:
+        self._adopt()
+        return list(self.processes)
+
+    def expire(self) -> None:
+        self._requests.expire()
+
+    def ask(self, data: bytes, *fds: int) -> int | None:
+        """Return the errno in its reply to a request of this process."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(10)
+            client.connect("\0" + NAME)
+            socket.send_fds(client, [data], fds)
+            self.step(10)
+            self.step(10)
+            return unpack_error(client.recv(4096))
+
+    def stranger(self, *words: str, user: int = 0) -> str:
+        """Return what the STRANGER prints."""
+        source = str(Path(fastsocket.__file__).parents[1])
+        command = [sys.executable, "-c", STRANGER, NAME, *words]
+        with subprocess.Popen(
+            ["setpriv", "--reuid", str(user), "--clear-groups", *command],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": source},
+        ) as asking:
+            while asking.poll() is None:
+                self.step(0.05)
+            assert asking.stdout
+            return asking.stdout.read().strip()
 
 
 @pytest.fixture
@@ -68,17 +110,49 @@ def keeper() -> Iterator[Tame]:
         server.listen()
         page = StatusPage(sorted(os.sched_getaffinity(0)), Parameters())
         assert page.map, page.missing
-        yield Tame(page, server, os.getpid(), ["a test"])
+        page.view.keeper = os.getpid()
+        yield Tame(page, server, os.getpid(), NAME, ["a test"])
     if environment is None:
         del os.environ["FASTSOCKET_LISTEN_SPAWN"]
 
 
+@contextmanager
+def sleeper(**environment: str) -> Iterator[int]:
+    """A process that lives until the block ends."""
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **environment}) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@contextmanager
+def silent(count: int, keeper: Tame) -> Iterator[list[socket.socket]]:
+    """Peers that connect and say nothing."""
+    peers = []
+    for _ in range(count):
+        peers.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        peers[-1].connect("\0" + NAME)
+        keeper.step(10)
+    yield peers
+    for peer in peers:
+        peer.close()
+
+
+def is_dropped(peer: socket.socket) -> bool:
+    try:
+        return peer.recv(1, socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+
+
 def test_a_scribbled_page_stops_neither_status_nor_rescue(keeper: Tame) -> None:
     chaos = random.Random(2014)
+    placed = [keeper.place(port) for port in (1, 2, 3)]
     size = ctypes.sizeof(layout.Listener)
     before = os.sched_getaffinity(0)
     for _ in range(20):
-        for index in range(3):
+        for index in (*placed, 9):
             entry = keeper.page.view.listener[index]
             ctypes.memmove(ctypes.addressof(entry), chaos.randbytes(size), size)
             entry.lock = 0  # a garbage one may name a process that lives: that costs time only
@@ -89,7 +163,8 @@ def test_a_scribbled_page_stops_neither_status_nor_rescue(keeper: Tame) -> None:
         worker.pinned = 1
         worker.cpu = chaos.getrandbits(32)
         keeper.sweep_and_rescue()
-        assert json.loads(json.dumps(keeper.status()))["listeners"]
+        shown = json.loads(json.dumps(keeper.status()))["listeners"]
+        assert [listener["listener"] for listener in shown] == placed
     assert os.sched_getaffinity(0) == before, "the page may name any thread; none is moved"
 
 
@@ -105,29 +180,117 @@ def test_a_foreign_socket_that_the_page_names_is_left_alone(keeper: Tame) -> Non
         socket.create_connection(foreign.getsockname(), timeout=2).close()
 
 
-def test_a_stranger_is_refused_and_logged(keeper: Tame) -> None:
-    source = str(Path(fastsocket.__file__).parents[1])
-    keeper.pid = -1  # else the stranger, a child of this test, would be one of the family
-    serving = threading.Thread(target=keeper.serve_once)
-    serving.start()
-    done = subprocess.run(
-        ["setpriv", "--reuid", str(NOBODY), "--clear-groups", sys.executable, "-c", STRANGER, NAME],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": source},
-    )
-    serving.join()
-    assert done.stdout == "1\n", done.stderr  # EPERM
+def test_a_stranger_is_refused_unheard_and_logged(keeper: Tame) -> None:
+    assert keeper.stranger(user=NOBODY) == str(errno.EPERM)
+    assert keeper.stranger("STATUS", user=NOBODY) != "0"
+    assert keeper.status()["refused"] == 2
     assert any(f"of user {NOBODY}" in entry.text for entry in list(entries())[-50:])
 
 
-def test_nonsense_is_answered_or_dropped(keeper: Tame) -> None:
-    for data in (b"", b"x", bytes(24), b"\xff" * 64, Request(Op.ADD, 99, 9999).pack()):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-            client.connect("\0" + NAME)
-            client.send(data)
-            keeper.serve_once()
+def test_a_descendant_of_another_user_is_let_in(keeper: Tame) -> None:
+    keeper.watch(os.getpid())
+    assert keeper.stranger("WORKER", user=NOBODY) == "0"
+    assert keeper.status()["refused"] == 0
+
+
+def test_our_user_in_another_cgroup_may_only_look(
+    keeper: Tame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert keeper.stranger("WORKER") == "0"
+    monkeypatch.setattr(processes, "cgroup_of", lambda pid: b"%d" % pid)
+    assert keeper.stranger("STATUS") == "0"
+    assert keeper.stranger("WORKER") == str(errno.EPERM)
+    assert keeper.status()["refused"] == 1
+
+
+def test_peers_that_say_nothing_keep_nobody_waiting(
+    keeper: Tame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with silent(requests.MOST_PEERS + 3, keeper) as peers:
+        assert [is_dropped(peer) for peer in peers[:4]] == [True, True, True, False]
+        assert keeper.ask(Request(Op.STATUS).pack()) == 0
+        late = requests.time.monotonic() + requests.PATIENCE_S
+        monkeypatch.setattr(requests.time, "monotonic", lambda: late)
+        keeper.expire()
+        assert all(map(is_dropped, peers))
+
+
+def test_nonsense_is_answered(keeper: Tame) -> None:
+    for data in (b"x", bytes(24), b"\xff" * 64, Request(Op.ADD, 99, 9999).pack()):
+        assert keeper.ask(data) == errno.EINVAL
+    with socket.socket() as member:
+        assert keeper.ask(Request(Op.ADD, 99, 9999).pack(), member.fileno()) == errno.EINVAL
+    with tempfile.TemporaryFile() as file:
+        assert keeper.ask(Request(Op.JOIN).pack(), file.fileno()) == errno.ENOTSOCK
+
+
+@pytest.mark.parametrize(
+    "error",
+    [struct.error("of a test"), ValueError("of a test"), BpfError("of a test", errno.EIO)],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_request_ends_it(
+    keeper: Tame, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(keeper, "status", fail)
+    assert keeper.ask(Request(Op.STATUS).pack()) == errno.EIO
+    assert "of a test" in keeper.reasons["last request"]
+    monkeypatch.undo()
+    assert keeper.ask(Request(Op.STATUS).pack()) == 0
+
+
+def test_what_nobody_waits_for_is_not_done(keeper: Tame) -> None:
+    """Its worker went on without the slot: the program must not choose that socket later."""
+    keeper.listeners.tier = Tier.SELECT
+    with socket.socket() as member, silent(2, keeper) as (gone, waiting):
+        member.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        member.bind(("127.0.0.1", 0))
+        member.listen()
+        cookie = member.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+        socket.send_fds(gone, [Request(Op.ADD).pack()], [member.fileno()])
+        gone.close()
+        keeper.step(10)
+        assert not keeper.listeners.knows(0, cookie)
+        socket.send_fds(waiting, [Request(Op.ADD).pack()], [member.fileno()])
+        keeper.step(10)
+        assert keeper.listeners.knows(0, cookie)
+
+
+def test_a_process_that_only_the_page_names_is_not_watched(keeper: Tame) -> None:
+    with sleeper() as foreign:
+        named = [1, os.getpid(), foreign, processes.LARGEST_PID + 1, 2**31, 2**32 - 1]
+        keeper.page.view.process[: len(named)] = named
+        assert keeper.adopt() == []
+        assert keeper.page.processes() == set(), "forgotten"
+
+
+def test_a_daemon_is_known_by_its_environment_or_by_its_page(keeper: Tame) -> None:
+    child = os.fork()
+    if not child:
+        signal.pause()
+    try:
+        with sleeper(FASTSOCKET_KEEPER=NAME) as named, sleeper(FASTSOCKET_KEEPER="x") as other:
+            keeper.page.view.process[:3] = [other, named, child]
+            assert keeper.adopt() == sorted([named, child])
+            keeper.page.view.keeper = 1
+            assert not keeper.processes.includes(other)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_it_ends_with_the_application_whatever_the_page_says(keeper: Tame) -> None:
+    with sleeper() as foreign, sleeper() as first:
+        keeper.page.view.process[:] = [1, foreign] * (layout.MAX_PROCESSES // 2)
+        keeper.pid = first
+        running = threading.Thread(target=keeper.run, daemon=True)
+        running.start()
+        os.kill(first, signal.SIGKILL)
+        running.join(30)
+        assert not running.is_alive()
 
 
 def test_a_reused_pid_is_no_owner(keeper: Tame) -> None:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +143,19 @@ def test_a_choice_that_is_ignored_is_missing(monkeypatch: pytest.MonkeyPatch) ->
     # By chance the hash sends all eight connections where the program would: 1 in 256.
     states = {probe_socket.reuseport_cbpf().state for _ in range(3)}
     assert State.MISSING in states
+
+
+def test_a_probe_that_is_killed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of a signal is not that of an error: 11 would be EAGAIN."""
+
+    def crash() -> bool:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    monkeypatch.setattr(probe_socket, "_cbpf_chooses", crash)
+    (feature,) = kernel.verify(["reuseport-cbpf-unprivileged"])
+    assert feature.state is State.UNKNOWN
+    assert feature.why.endswith("the process that tried was ended by SIGKILL")
 
 
 def test_a_refusal_is_missing_and_a_changed_structure_unknown() -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from fastsocket.bench.modes import parse_tier
 from fastsocket.bench.scenarios import SCENARIOS
-from fastsocket.bench.scenarios.crash import workers_of
 from fastsocket.bench.scenarios.longlived import established, live_connections
 from fastsocket.bench.scenarios.stall import SlowLog
 from fastsocket.bench.session import Request, perform
 from fastsocket.bench.stores import SERVERS
+from fastsocket.bench.trouble import workers_of
 from fastsocket.errors import UsageError
 
 pytestmark = pytest.mark.unit

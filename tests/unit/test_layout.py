@@ -196,8 +196,12 @@ def test_exports_are_the_hooks() -> None:
 
 
 @pytest.mark.parametrize("name", LIBRARIES.values())
-def test_library_defines_its_exports(name: str) -> None:
-    """A hook without a wrapper would be exported by nobody."""
+def test_library_defines_its_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook without a wrapper would be exported by nobody.
+
+    What was loaded stays loaded, and a later test may fork: the library is to do nothing here.
+    """
+    monkeypatch.setenv("FASTSOCKET_LISTEN_SPAWN", "0")
     library = ctypes.CDLL(str(native_file(name)))
     text = subprocess.run(
         ["readelf", "--wide", "--dyn-syms", native_file(name)],

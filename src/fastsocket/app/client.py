@@ -2,21 +2,24 @@
 """Finding the accelerated applications of this host and asking their keepers."""
 
 import ctypes
+import fcntl
 import json
-import re
+import os
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastsocket.app.protocol import Op, Request
+from fastsocket.app.protocol import Op, Request, owner_of_socket, pack_reply, unpack_error
+from fastsocket.app.requests import SO_PEERCRED_FORMAT
 
 __all__ = ["applications", "ask", "owner_of"]
 
 KEEPER_NAME = "fastsocket-keep"
-_ABSTRACT = re.compile(r"@fastsocket/(\d+)$")
 CLONE_NEWNET = 0x40000000
-LARGEST_STATUS = 4 << 20
+LARGEST_STATUS = 16 << 20
+PATIENCE_S = 5.0
 
 
 def ask(pid: int, keeper: int | None = None) -> dict[str, Any] | None:
@@ -32,7 +35,9 @@ def ask(pid: int, keeper: int | None = None) -> dict[str, Any] | None:
             with Path(f"/proc/{keeper}/ns/net").open() as namespace:
                 if ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET) < 0:
                     return
-        answer[0] = _ask(pid)
+        for name in _names("thread-self"):
+            if owner_of_socket(name) == pid and answer[0] is None:
+                answer[0] = _ask(pid, name)
 
     thread = threading.Thread(target=enter_and_ask)  # setns() changes only the calling thread
     thread.start()
@@ -42,22 +47,47 @@ def ask(pid: int, keeper: int | None = None) -> dict[str, Any] | None:
 
 def _same_namespace(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net")
+        return Path(f"/proc/{pid}/ns/net").samefile("/proc/thread-self/ns/net")
     except OSError:
         return True
 
 
-def _ask(pid: int) -> dict[str, Any] | None:
+def _names(process: str) -> set[str]:
+    """Return the abstract names in the network namespace of `process`, an entry of /proc."""
+    try:
+        lines = Path(f"/proc/{process}/net/unix").read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    return {line.rpartition(" @")[2] for line in lines if " @" in line}
+
+
+def _ask(pid: int, name: str) -> dict[str, Any] | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-        client.settimeout(2)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGEST_STATUS)
+        client.settimeout(PATIENCE_S)
         try:
-            client.connect(f"\0fastsocket/{pid}")
+            client.connect("\0" + name)
+            if not _is_trusted(client):
+                return None
             client.send(Request(Op.STATUS).pack())
-            status: dict[str, Any] = json.loads(client.recv(LARGEST_STATUS))
-        except (OSError, ValueError):
+            reply, fds, _, _ = socket.recv_fds(client, len(pack_reply()), 1)
+        except OSError:
             return None
-        return status
+    if not fds:
+        return None
+    with os.fdopen(fds[0], "rb") as file, suppress(OSError, ValueError):
+        fcntl.fcntl(file, fcntl.F_GET_SEALS)  # fails unless it is memory: others may block
+        if unpack_error(reply) == 0:
+            status = json.loads(os.pread(file.fileno(), LARGEST_STATUS, 0))
+            if isinstance(status, dict) and status.get("pid") == pid:
+                return status
+    return None
+
+
+def _is_trusted(client: socket.socket) -> bool:
+    """Whether root or our user answers; root asks whoever is there, as it may see everything."""
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, SO_PEERCRED_FORMAT.size)
+    _, uid, _ = SO_PEERCRED_FORMAT.unpack(credentials)
+    return os.getuid() in (0, uid) or uid == 0
 
 
 def applications() -> list[dict[str, Any]]:
@@ -69,15 +99,13 @@ def applications() -> list[dict[str, Any]]:
         try:
             if (process / "comm").read_text().strip() != KEEPER_NAME:
                 continue
-            names = (process / "net/unix").read_text().splitlines()
         except OSError:
             continue
-        for line in names:
-            match = _ABSTRACT.search(line)
-            if match and int(match[1]) not in found:
-                status = ask(int(match[1]), int(process.name))
+        for pid in {owner_of_socket(name) for name in _names(process.name)}:
+            if pid is not None and pid not in found:
+                status = ask(pid, int(process.name))
                 if status:
-                    found[int(match[1])] = status
+                    found[pid] = status
     return [found[pid] for pid in sorted(found)]
 
 

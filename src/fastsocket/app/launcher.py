@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fastsocket.app.protocol import socket_name
+from fastsocket.app.protocol import new_socket_name
 from fastsocket.app.resume import SEPARATOR, resume_words
 from fastsocket.bpf.objects import map_info
 from fastsocket.config import Parameters
@@ -38,7 +38,7 @@ def cpus_to_fill() -> list[int]:
 def _start_keeper(page: StatusPage, command: Sequence[str], local_port: int | None) -> str:
     """Start the keeper of this process, reparented away from it; return its socket's name."""
     pid = os.getpid()
-    name = socket_name(pid)
+    name = new_socket_name(pid)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.bind("\0" + name)
     server.listen(64)
@@ -53,7 +53,7 @@ def _start_keeper(page: StatusPage, command: Sequence[str], local_port: int | No
         # Imported here, so that the application does not wait for it.
         from fastsocket.app.keeper import Keeper, become_keeper
 
-        become_keeper(Keeper(page, server, pid, list(command), local_port=local_port))
+        become_keeper(Keeper(page, server, pid, name, list(command), local_port=local_port))
     server.close()
     return name
 
@@ -108,7 +108,7 @@ def launch(
         if preloads:
             environment["FASTSOCKET_KEEPER"] = keeper
         if preloads and page.map:
-            words = resume_words(os.getpid(), map_info(page.map.fd).number)
+            words = resume_words(os.getpid(), map_info(page.map.fd).number, keeper)
             environment["FASTSOCKET_KEEPER_COMMAND"] = SEPARATOR.join(words)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Requests and replies of the keeper as native/include/keeper.h lays them out."""
 
+import os
+import re
 import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-__all__ = ["MAGIC", "Join", "Op", "Request", "pack_reply", "socket_name"]
+__all__ = [
+    "LARGEST_REQUEST",
+    "MAGIC",
+    "Join",
+    "Op",
+    "Request",
+    "new_socket_name",
+    "owner_of_socket",
+    "pack_reply",
+    "unpack_error",
+]
 
 MAGIC = 0x46534B31
 _REQUEST = struct.Struct("=IIIIII")
 _REPLY = struct.Struct("=IiII")
+LARGEST_REQUEST = 64  # bytes that are read; a longer one is cut, and so is none
+_NAME = re.compile(r"fastsocket/(\d+)/[0-9a-f]{16}")
 
 
 class Op(IntEnum):
@@ -57,6 +71,23 @@ def pack_reply(error: int = 0, listener: int = 0, tier: int = 0) -> bytes:
     return _REPLY.pack(MAGIC, error, listener, tier)
 
 
-def socket_name(pid: int) -> str:
-    """Return the abstract socket name, without its leading zero, of the application of `pid`."""
-    return f"fastsocket/{pid}"
+def unpack_error(data: bytes) -> int | None:
+    """Return the errno, or 0, in a struct fs_reply; None if `data` is not one."""
+    if len(data) != _REPLY.size:
+        return None
+    magic, error, _, _ = _REPLY.unpack(data)
+    return int(error) if magic == MAGIC else None
+
+
+def new_socket_name(pid: int) -> str:
+    """Return an abstract socket name, without its leading zero, for the application of `pid`.
+
+    It is random, so that nobody can take it before the keeper does.
+    """
+    return f"fastsocket/{pid}/{os.urandom(8).hex()}"
+
+
+def owner_of_socket(name: str) -> int | None:
+    """Return the pid of the application with a keeper's socket of that name, None for others."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None

@@ -18,9 +18,15 @@ __all__ = ["SEPARATOR", "main", "resume_words"]
 SEPARATOR = "\x1f"  # of native/preload/resume.c
 
 
-def resume_words(pid: int, page: int) -> list[str]:
-    """Return the command that resumes the keeper of `pid`, whose page is the BPF map `page`."""
-    return [sys.executable, str(Path(__file__).resolve()), str(pid), str(page)]
+def resume_words(pid: int, page: int, name: str) -> list[str]:
+    """Return the command that resumes a keeper.
+
+    Args:
+        pid: The application's first process.
+        page: The BPF map that is its status page.
+        name: The keeper's socket, which the application's processes know and cannot be told anew.
+    """
+    return [sys.executable, str(Path(__file__).resolve()), str(pid), str(page), name]
 
 
 def main(words: Sequence[str]) -> None:
@@ -30,13 +36,12 @@ def main(words: Sequence[str]) -> None:
         BpfError: The page is gone, or no privilege.
     """
     from fastsocket.app.keeper import Keeper, become_keeper
-    from fastsocket.app.protocol import socket_name
     from fastsocket.listen.page import StatusPage
 
-    pid, number = int(words[0]), int(words[1])
+    pid, number, name = int(words[0]), int(words[1]), words[2]
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        server.bind("\0" + socket_name(pid))
+        server.bind("\0" + name)
     except OSError:
         return
     server.listen(64)
@@ -48,7 +53,7 @@ def main(words: Sequence[str]) -> None:
     except OSError:  # a daemon's first process is gone
         text = b""
     command = [word.decode(errors="replace") for word in text.split(b"\0")[:-1]]
-    become_keeper(Keeper(page, server, pid, command or [f"process {pid}"], resumed=True))
+    become_keeper(Keeper(page, server, pid, name, command or [f"process {pid}"], resumed=True))
 
 
 if __name__ == "__main__":

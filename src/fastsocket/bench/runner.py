@@ -55,6 +55,14 @@ class Rounds(Generic[Key]):
     failure: FastsocketError | None = None
     others: list[float] = field(default_factory=list)
 
+    def sums(self, key: Key) -> dict[str, float]:
+        """Return the sums of `key`'s metrics over the rounds."""
+        found: dict[str, float] = {}
+        for each in self.complete:
+            for name, value in each[key].values.items() if key in each else ():
+                found[name] = found.get(name, 0.0) + (value or 0.0)
+        return found
+
     def disturbance(self) -> str:
         """Say so where other work had more than `QUIET_SHARE` of the CPUs between the runs."""
         share = median(self.others) if self.others else 0.0
@@ -74,10 +82,11 @@ def run_rounds(
     seed: int,
     progress: Progress,
     budget_seconds: float | None = None,
+    enough: Callable[[Rounds[Mode]], bool] = lambda done: False,
 ) -> Rounds[Mode]:
     """Run rounds of one scenario in each of its modes; see :func:`play`."""
     plan = {mode: partial(scenario.measure, setup, mode) for mode in modes}
-    return play(plan, rounds, seed, progress, budget_seconds)
+    return play(plan, rounds, seed, progress, budget_seconds, enough)
 
 
 def play(
@@ -86,8 +95,11 @@ def play(
     seed: int,
     progress: Progress,
     budget_seconds: float | None = None,
+    enough: Callable[[Rounds[Key]], bool] = lambda done: False,
 ) -> Rounds[Key]:
     """Run all of `plan` in each of `rounds` rounds, fewer where `budget_seconds` would not do.
+
+    Or where what is complete is `enough`.
 
     Ctrl-C, and a failure after the first complete round, end the rounds early; what is complete
     is kept.
@@ -120,6 +132,8 @@ def play(
             done.failure, done.interrupted = failure, True
             break
         done.complete.append(current)
+        if enough(done):
+            break
     return done
 
 

@@ -230,10 +230,12 @@ def stage(
     mode: Mode,
     keep_alive: bool = False,
     stall: Callable[[Path], Stall] | None = None,
+    reloads: bool = False,
 ) -> Iterator[Stage]:
     """Start the server of `setup` in `mode`, alone in a fresh namespace, for a block.
 
-    `stall` is given the directory of the run, and makes one worker stall.
+    `stall` is given the directory of the run, and makes one worker stall; `reloads` configures the
+    server so that it can be reloaded.
 
     Raises:
         FastsocketError: It does not start, or the port is taken.
@@ -249,6 +251,7 @@ def stage(
             place,
             keep_alive=keep_alive,
             stall=stall(place) if stall else None,
+            reloads=reloads,
             cpus=setup.cpus,
             capacity=max(CONNECTIONS, setup.connections + SPARE),
         )

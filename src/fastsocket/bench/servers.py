@@ -26,6 +26,8 @@ ANSWER = "0123456789abcdef" * 4
 # Below the hard limit of open files that containers usually get (4,096 or more).
 CONNECTIONS = 3000
 BACKLOG = 2048
+# Between two workers that granian replaces at a reload.
+RESPAWN_SECONDS = "0.2"
 # A user that is not root, whatever its name.
 NOBODY = 65534
 
@@ -35,8 +37,8 @@ class Stall:
     """One worker is away for `milliseconds` in every `every_milliseconds`.
 
     It sleeps, or with `burn` it computes. nginx blocks in a write to `log`, a FIFO that the
-    scenario keeps full meanwhile: a log on a slow disk. Python servers sleep in each request for
-    /slow.
+    scenario keeps full meanwhile: a log on a slow disk. Python servers sleep or compute in each
+    request for /slow.
     """
 
     milliseconds: int
@@ -49,9 +51,10 @@ class Stall:
 class Site:
     """Where and how large: address and port to listen on, workers, and a directory for files.
 
-    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall; `cpus` are
-    those that the workers are kept to (empty: all that may be used); `capacity` is how many
-    connections there must be room for; with a `backend`, requests are passed on to that.
+    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall; `reloads`
+    is whether it must be able to reload; `cpus` are those that the workers are kept to (empty: all
+    that may be used); `capacity` is how many connections there must be room for; with a `backend`,
+    requests are passed on to that.
     """
 
     address: str
@@ -60,6 +63,7 @@ class Site:
     directory: Path
     keep_alive: bool = False
     stall: Stall | None = None
+    reloads: bool = False
     cpus: tuple[int, ...] = ()
     capacity: int = CONNECTIONS
     backend: tuple[str, int] | None = None
@@ -207,6 +211,9 @@ class Haproxy:
     def command(self, mode: Mode, site: Site) -> list[str]:
         """See :class:`Server`."""
         shards = " shards by-thread" if mode.listens is Mode.REUSEPORT else ""
+        # The next worker takes the listening sockets from the one before over that socket.
+        stats = f"stats socket {site.directory}/stats mode 600 level admin expose-fd listeners"
+        reloads = f"    {stats}\n" if site.reloads else ""
         serve = f'http-request return status 200 content-type text/plain string "{ANSWER}"'
         if site.backend:
             host, port = site.backend
@@ -217,7 +224,7 @@ class Haproxy:
 global
     nbthread {site.workers}
     maxconn {site.capacity}
-{self._tuning}
+{self._tuning}{reloads}
 defaults
     mode http
     option httpclose
@@ -230,7 +237,7 @@ frontend bench
     {serve}
 """,
         )
-        return [program("haproxy", "haproxy"), "-db", "-f", str(path)]
+        return [program("haproxy", "haproxy"), "-W" if site.reloads else "-db", "-f", str(path)]
 
 
 class Lighttpd:
@@ -285,9 +292,15 @@ ANSWER = b"{answer}"
 HEADERS = [("content-type", "text/plain"), ("content-length", str(len(ANSWER)))]
 
 
+def burn(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
 def answer(path):
     if path == "/slow":
-        time.sleep({seconds})
+        {stall}({seconds})
     return ANSWER
 
 
@@ -333,6 +346,7 @@ class Granian:
             *("--interface", "asgi", "--workers", str(site.workers), keep),
             # Idle connections count against the backpressure, whose default is 1,024 for all.
             *("--backlog", str(BACKLOG), "--backpressure", str(site.capacity)),
+            *("--respawn-failed-workers", "--respawn-interval", RESPAWN_SECONDS),
             *("--host", site.address, "--port", str(site.port), "--log-level", "warning"),
             *("--working-dir", str(_application(site)), "bench_app:asgi"),
         ]
@@ -348,7 +362,9 @@ def _module(name: str) -> list[str]:
 def _application(site: Site) -> Path:
     """Write the application of the Python servers and return its folder."""
     seconds = site.stall.milliseconds / 1000 if site.stall else 0
-    return site.file("bench_app.py", _APPLICATION.format(answer=ANSWER, seconds=seconds)).parent
+    stall = "burn" if site.stall and site.stall.burn else "time.sleep"
+    text = _APPLICATION.format(answer=ANSWER, seconds=seconds, stall=stall)
+    return site.file("bench_app.py", text).parent
 
 
 HTTP_SERVERS: Mapping[str, Server] = {

@@ -5,9 +5,9 @@ import os
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +24,7 @@ from fastsocket.bench.runner import Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import ADDRESS, SPARE, Setup
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
+from fastsocket.bench.scenarios.soak import Soak
 from fastsocket.bench.servers import CONNECTIONS
 from fastsocket.bench.stores import server
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
@@ -51,8 +52,9 @@ class Request:
 
     `modes` empty takes all that the server has; `port` 0 lets the bench choose; `seed` None draws
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
-    rounds early rather than exceed it. `connections` and `cores` are for each core and the core
-    counts where those are varied; `cores` is for nothing else.
+    rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
+    `connections` and `cores` are for each core and the core counts where those are varied; `cores`
+    is for nothing else.
     """
 
     scenario: str
@@ -70,14 +72,16 @@ class Request:
     rate: float | None = None
     cores: Sequence[int] = ()
     budget_seconds: float | None = None
+    wanted: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result, and the failure that ended it early, if one did."""
+    """The result, the failure that ended it early, if one did, and what is missing of `wanted`."""
 
     result: Result
     failure: FastsocketError | None
+    missing: Mapping[str, float] = field(default_factory=dict)
 
 
 def perform(request: Request, quiet: bool = False) -> Outcome:
@@ -99,9 +103,16 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    modes = _modes(request.modes, chosen.modes, chosen.name)
+    has = [Mode.FASTSOCKET] if isinstance(scenario, Soak) else chosen.modes
+    modes = _modes(request.modes, has, chosen.name)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
+
+    def missing(done: Rounds[Mode]) -> dict[str, float]:
+        sums = done.sums(Mode.FASTSOCKET)
+        lacking = {name: amount - sums.get(name, 0.0) for name, amount in request.wanted}
+        return {name: amount for name, amount in lacking.items() if amount > 0}
+
     open_files = _raise_file_limit(CONNECTIONS + SPARE_FILES)
     seed = random.SystemRandom().getrandbits(32) if request.seed is None else request.seed
     notes: list[str] = []
@@ -134,8 +145,15 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             return Outcome(
                 scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
             )
-        done = run_rounds(scenario, setup, modes, *times)
-    return Outcome(assemble(scenario, setup, done, seed, [*notes, *_ending(done)]), done.failure)
+        if isinstance(scenario, Soak):
+            stack.enter_context(scenario.kept(setup, request.rounds, seed))
+        done = run_rounds(
+            scenario, setup, modes, *times, lambda done: bool(request.wanted) and not missing(done)
+        )
+    if isinstance(scenario, Soak):
+        done.failure = done.failure or scenario.faults(done.complete)
+    result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)])
+    return Outcome(result, done.failure, missing(done))
 
 
 def _setups(setup: Setup, request: Request, open_files: int) -> dict[int, Setup]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`bench all`: the evaluation in one go, a result file for each step, within 20 minutes.
+"""Several benchmarks in one go with a result file for each: `bench all`, `bench crash --full`.
 
 A step that has its file is not run again, so an interrupted evaluation goes on where it was. Files
 of another host, commit, or length of run are not mixed in.
@@ -19,16 +19,22 @@ from fastsocket.errors import ConflictError, FastsocketError
 __all__ = ["BUDGET_SECONDS", "STEPS", "Step", "Suite", "run_suite"]
 
 BUDGET_SECONDS = 1200
-"""What the whole may take."""
+"""What `bench all` may take."""
+MOST_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
 class Step:
-    """One benchmark of the evaluation, and the seconds after which it begins no other round."""
+    """One benchmark, and the seconds after which it begins no other round.
+
+    With `wanted`, (metric, amount) pairs, its rounds end as soon as Fastsocket's metrics have come
+    to so much in sum, and it has failed if they never do.
+    """
 
     scenario: str
     server: str
     budget_seconds: float
+    wanted: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,7 +78,7 @@ def run_suite(
 
     Args:
         directory: Of the result files; is made.
-        rounds: In each step, at most: fewer where its time would not do.
+        rounds: In each step without `wanted`, at most: fewer where its time would not do.
         seconds: Measured in each run.
         warmup: Seconds of load before that.
         seed: Of the order of runs; None draws one a step.
@@ -105,12 +111,13 @@ def run_suite(
             request = Request(
                 scenario=step.scenario,
                 server=step.server,
-                rounds=rounds,
+                rounds=MOST_ROUNDS if step.wanted else rounds,
                 seconds=seconds,
                 warmup=warmup,
                 seed=seed,
                 run_options=run_options,
                 budget_seconds=step.budget_seconds,
+                wanted=step.wanted,
             )
             try:
                 check()
@@ -128,6 +135,15 @@ def run_suite(
             elif outcome.result.interrupted:
                 suite.interrupted = True
                 break
+            elif outcome.missing:
+                missing = ", ".join(
+                    f"{count:.0f} {name}" for name, count in outcome.missing.items()
+                )
+                suite.failures[step.name] = FastsocketError(
+                    f"{step.budget_seconds:.0f} s were not enough",
+                    f"{outcome.result.rounds} rounds; missing are {missing}",
+                )
+                tell(f"{place}: {suite.failures[step.name]}")
             else:
                 write(outcome.result, file, force=True)
                 suite.results[step.name] = outcome.result

@@ -9,9 +9,11 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from fastsocket.bench import losses
 from fastsocket.bench.clients import CLIENTS
 from fastsocket.bench.result import write
 from fastsocket.bench.scenarios import SCENARIOS
+from fastsocket.bench.scenarios.crash import Crash
 from fastsocket.bench.scenarios.scale import PER_CORE
 from fastsocket.bench.session import (
     DEFAULT_CONNECTIONS,
@@ -21,7 +23,7 @@ from fastsocket.bench.session import (
     perform,
 )
 from fastsocket.bench.stores import SERVERS
-from fastsocket.bench.suite import run_suite
+from fastsocket.bench.suite import Suite, run_suite
 from fastsocket.bench.table import print_result, span
 from fastsocket.errors import ConflictError, FastsocketError, UsageError
 
@@ -64,11 +66,12 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.option(
     "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
 )
+@click.option("--full", is_flag=True, help="crash: all servers, until enough has happened.")
 @click.option("--call-sites", is_flag=True, help="Name the functions that contend for locks.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help=f"Write JSON here; for all, a directory [{DEFAULT_DIRECTORY}].",
+    help=f"Write JSON here; for all and --full, a directory [{DEFAULT_DIRECTORY}].",
 )
 @click.option("--force", is_flag=True, help="Let --output overwrite.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -86,6 +89,7 @@ def command(
     seed: int | None,
     run_options: str,
     rate: float | None,
+    full: bool,
     call_sites: bool,
     output: Path | None,
     force: bool,
@@ -96,17 +100,24 @@ def command(
     Everything runs in network namespaces of its own, which need root; without root it runs on the
     host's loopback, and what cannot be counted is null with its reason. Ctrl-C keeps the completed
     rounds. The scenario "all" is the whole evaluation in at most 20 minutes, into the directory
-    --output; called again, it goes on where it was interrupted.
+    --output; called again, it goes on where it was interrupted. "crash --full" kills and reloads
+    all servers until 200,000 connections were served meanwhile, in at most 15 minutes, likewise.
     """
-    if scenario == ALL:
+    if full and scenario != Crash.name:
+        raise UsageError("--full is for 'bench crash'", todo="leave it out")
+    if scenario == ALL or full:
         given = (server, modes, connections, cores, port, rate, call_sites, client != "auto")
         if any(given):
             raise UsageError(
-                "'bench all' chooses servers, modes, clients and loads itself",
+                "'bench all' and 'bench crash --full' choose servers, modes, clients and loads",
                 todo="run one scenario for that",
             )
         options = shlex.split(run_options)
-        _run_all(output or DEFAULT_DIRECTORY, runs, seconds, warmup, seed, options, force, as_json)
+        directory = output or DEFAULT_DIRECTORY
+        if full:
+            _run_full(directory, seed, options, force, as_json)
+        else:
+            _run_all(directory, runs, seconds, warmup, seed, options, force, as_json)
         return
     if output and output.exists() and not force:
         raise ConflictError(f"{output} exists", "results are not overwritten", "add --force")
@@ -186,6 +197,44 @@ def _run_all(
             metric = next(iter(ratios))
             click.echo(f"{name}: {metric}, fastsocket/stock {span(ratios[metric])}")
         click.echo(f"next: fastsocket report {directory}/*.json -o evaluation.html")
+    _end(suite)
+
+
+def _run_full(
+    directory: Path, seed: int | None, run_options: list[str], force: bool, as_json: bool
+) -> None:
+    """Run `crash` to its full volume and say what was lost.
+
+    Raises:
+        FastsocketError: A server failed, something was lost, or the control lost nothing.
+    """
+    suite = run_suite(
+        directory,
+        rounds=0,
+        seconds=losses.SECONDS,
+        seed=seed,
+        run_options=run_options,
+        force=force,
+        steps=losses.STEPS,
+        tell=lambda text: click.echo(text, err=True),
+    )
+    results = list(suite.results.values())
+    if as_json:
+        documents = [one.document() for one in results]
+        click.echo(json.dumps({"results": documents, "totals": losses.totals(results)}))
+    else:
+        Console().print(losses.table(results))
+    _end(suite)
+    if found := losses.faults(results):
+        raise FastsocketError("connections may be lost", "; ".join(found))
+
+
+def _end(suite: Suite) -> None:
+    """End as a suite did that was interrupted or has failures.
+
+    Raises:
+        FastsocketError: A step failed.
+    """
     if suite.interrupted:
         click.echo("interrupted: the same command goes on from here", err=True)
         sys.exit(INTERRUPTED)

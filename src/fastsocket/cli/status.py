@@ -71,6 +71,8 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         console.print(
             f"  full accept queues in this network namespace: {status['listen_overflows']}"
         )
+    if status.get("refused"):
+        console.print(f"  requests of strangers that its keeper refused: {status['refused']}")
     if status["local"]:
         _show_local(console, status["local"])
     for listener in status["listeners"]:
@@ -119,6 +121,8 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
     console.print(f"  listens on {where}:{listener['port']}", markup=False)
     if len(listener["slots"]) < 2:
         console.print("    one worker polls it: nothing to spread")
+    elif listener["tier"] in ("select", "migrate"):
+        _show_decisions(console, listener["decisions"])
     _show_lean(console, listener["lean"])
     if listener["unslotted"]:
         reason = f"{listener['unslotted']} workers share a socket: {listener['reason']}"
@@ -137,6 +141,17 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
             "-" if slot["dropped"] is None else str(slot["dropped"]),
         )
     console.print(table)
+
+
+def _show_decisions(console: Console, decisions: dict[str, int]) -> None:
+    words = {
+        "local": "to their own CPU's worker",
+        "spilled": "to another CPU's",
+        "stolen": "taken over from a worker that was late or gone",
+        "passed": "left to the kernel",
+    }
+    parts = (f"{decisions[name]} {name} ({text})" for name, text in words.items())
+    console.print(f"    connections: {', '.join(parts)}", soft_wrap=True)
 
 
 def _waiting(slot: dict[str, Any]) -> str:

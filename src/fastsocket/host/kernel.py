@@ -60,7 +60,7 @@ def verify(names: Iterable[str] | None = None) -> list[Feature]:
 
 
 def _patiently(probe: Callable[[], Feature]) -> Feature:
-    """Run one probe, again where the kernel says EAGAIN, as when a user has its most processes."""
+    """Run one probe, again at EAGAIN, as bpf(2) says it when a signal is pending."""
     for _ in range(3):
         try:
             return probe()

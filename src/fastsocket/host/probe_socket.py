@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import select
+import signal
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -116,6 +117,7 @@ def _as_nobody(probe: Callable[[], bool]) -> bool:
 
     Raises:
         OSError: What kept the probe from an answer, sent home as the exit code.
+        ChildProcessError: The child was killed, and by which signal.
     """
     child = os.fork()
     if child == 0:
@@ -130,8 +132,11 @@ def _as_nobody(probe: Callable[[], bool]) -> bool:
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        why = f"the process that tried was ended by {signal.Signals(-code).name}"
+        raise ChildProcessError(errno.ECHILD, why)
     if code not in (0, _REFUTED):
-        raise OSError(abs(code), os.strerror(abs(code)))
+        raise OSError(code, os.strerror(code))
     return code == 0
 
 

@@ -134,7 +134,7 @@ class Slot(ctypes.Structure):
         ("help", c_uint32),
         ("before", c_uint32),
         ("left_in", c_uint32),
-        ("pad2", c_uint32),
+        ("forked", c_uint32),
     )
 
 
@@ -182,8 +182,10 @@ class Listener(ctypes.Structure):
         ("stolen", c_uint32),
         ("late_cookie", c_uint64),
         ("passed", c_uint64),
+        ("past_assigned", c_uint64),
+        ("past_spilled", c_uint64),
         ("cpu_slot", c_uint16 * MAX_CPUS),
-        ("pad", c_uint8 * 40),
+        ("pad", c_uint8 * 24),
         ("lean", Lean),
         ("slot", Slot * MAX_SLOTS),
     )

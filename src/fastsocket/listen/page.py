@@ -7,7 +7,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Self
 
@@ -98,47 +98,80 @@ class StatusPage:
         return {pid for pid in self.view.process if pid}
 
 
-def snapshot(page: Page, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
+def snapshot(
+    page: Page, queues: Mapping[int, Queue], among: Iterable[int] = range(layout.MAX_LISTENERS)
+) -> list[dict[str, Any]]:
     """Return the listeners of a page with their slots, ready for JSON.
 
-    A listener has ``address`` (text), ``port``, ``tier``, ``passed``, ``unslotted``
-    (workers that got no slot), ``reason`` (why the last one did not), ``stolen``, ``lean``
-    (see :func:`fastsocket.listen.lean.lean_snapshot`) and ``slots``;
-    a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none), ``cookie`` (of its
+    A listener has ``address`` (text), ``port``, ``tier``, ``decisions``, ``queue``, ``unslotted``
+    (workers that got no slot), ``reason`` (why the last one did not), ``passed``, ``stolen``,
+    ``lean`` (see :func:`fastsocket.listen.lean.lean_snapshot`) and ``slots``. Its ``decisions`` are
+    connections sent to a worker of the CPU that they came in on (``local``) or of another
+    (``spilled``), accepted from another worker's slot (``stolen``), and left to the kernel's hash
+    because no worker polled (``passed``); its ``queue`` is what its slots have ``waiting``
+    and ``dropped`` in sum, and the longest ``unserved_ms``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none), ``cookie`` (of its
     socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``, ``assigned``,
     ``spilled``, ``live``, ``waiting`` (in its accept queue; where the kernel does not tell,
     assigned and not yet accepted), ``backlog`` (as many may wait) and ``dropped`` (by that queue;
-    both None where the kernel does not tell), ``unserved_ms`` (for how long connections have waited
+    both None where the kernel does not tell, this one also with lean connections, where it counts
+    the ACKs of deferred ones), ``unserved_ms`` (for how long connections have waited
     and none was accepted) and ``busy`` (whether its worker is away from its wait).
 
     Args:
         page: Of an application, which may have scribbled over it.
         queues: What the kernel tells of the accept queues, by socket cookie.
+        among: The entries that may be listeners.
     """
     listeners = []
-    for index in range(layout.MAX_LISTENERS):
+    for index in among:
         entry = page.listener[index]
         if not entry.generation:
             continue
+        slots = [
+            _slot(page, number, entry.slot[number], queues)
+            for number in range(min(entry.slots, layout.MAX_SLOTS))
+            if entry.slot[number].state != SlotState.FREE
+        ]
         listeners.append(
             {
                 "listener": index,
                 "address": _address(entry),
                 "port": entry.port,
                 "tier": _name(Tier, entry.tier),
+                "decisions": _decisions(entry),
+                "queue": _queue(slots),
                 "passed": entry.passed,
                 "unslotted": entry.unslotted,
                 "reason": os.strerror(entry.reason & LARGEST_ERRNO) if entry.reason else "",
                 "stolen": entry.stolen,
                 "lean": lean_snapshot(page, entry.lean),
-                "slots": [
-                    _slot(page, number, entry.slot[number], queues)
-                    for number in range(min(entry.slots, layout.MAX_SLOTS))
-                    if entry.slot[number].state != SlotState.FREE
-                ],
+                "slots": slots,
             }
         )
     return listeners
+
+
+def _decisions(entry: layout.Listener) -> dict[str, int]:
+    """Return what the select program chose for the listener so far, and what was stolen."""
+    slots = [entry.slot[number] for number in range(min(entry.slots, layout.MAX_SLOTS))]
+    assigned = entry.past_assigned + sum(slot.assigned for slot in slots)
+    spilled = entry.past_spilled + sum(slot.spilled for slot in slots)
+    return {
+        "local": max(0, assigned - spilled),
+        "spilled": spilled,
+        "stolen": entry.stolen,
+        "passed": entry.passed,
+    }
+
+
+def _queue(slots: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Return the accept queues of all slots as one; None where the kernel does not tell."""
+    drops = [slot["dropped"] for slot in slots if slot["dropped"] is not None]
+    return {
+        "waiting": sum(slot["waiting"] for slot in slots),
+        "dropped": sum(drops) if drops else None,
+        "unserved_ms": max((slot["unserved_ms"] for slot in slots), default=0),
+    }
 
 
 def _name(kind: type[IntEnum], value: int) -> str:
@@ -176,7 +209,7 @@ def _slot(
         "live": max(0, ctypes.c_int32(slot.live).value),
         "waiting": waiting,
         "backlog": queue.limit if queue else None,
-        "dropped": queue.drops if queue else None,
+        "dropped": queue.drops if queue and not page.lean else None,
         "unserved_ms": unserved_ns // 1_000_000,
         "busy": worker.busy_since != 0,
     }

@@ -9,7 +9,8 @@ v6only      0 or 1 for IPv6 listeners
 backlog     of listen()
 again       another backlog, for a second listen() of each worker
 workers     processes; 0: this process serves itself
-wait        epoll, poll, select, or accept (blocking, one listener)
+wait        epoll, poll, select, accept (blocking, one listener), or once: select, and from then
+            on accept again and again; a list has one for each worker
 reuseport   true: each worker opens its own sockets with SO_REUSEPORT
 before      [[level, name, hex], ...] to be set before listen()
 after       the same after listen()
@@ -29,6 +30,7 @@ import time
 
 PLAN = json.loads(sys.argv[1])
 LIBC = ctypes.CDLL(None)
+ONCE_PAUSE_S = 0.001
 
 
 def new_listener(host: str, port: int) -> socket.socket:
@@ -73,6 +75,9 @@ def ready_by(wait: str, listeners: list[socket.socket]):
     by_fd = {listener.fileno(): listener for listener in listeners}
     if wait == "accept":
         return lambda: listeners
+    if wait == "once":
+        select.select(listeners, [], [], 0)
+        return lambda: time.sleep(ONCE_PAUSE_S) or listeners
     if wait == "select":
         return lambda: select.select(listeners, [], [])[0]
     poller = select.epoll() if wait == "epoll" else select.poll()
@@ -81,8 +86,9 @@ def ready_by(wait: str, listeners: list[socket.socket]):
     return lambda: [by_fd[fd] for fd, _ in poller.poll()]
 
 
-def serve(listeners: list[socket.socket]) -> None:
+def serve(listeners: list[socket.socket], number: int = 0) -> None:
     wait = PLAN.get("wait", "epoll")
+    wait = wait if isinstance(wait, str) else wait[number]
     for listener in listeners:
         if "again" in PLAN:
             listener.listen(PLAN["again"])
@@ -106,11 +112,11 @@ def main() -> None:
     if not PLAN.get("workers", 2):
         serve(listeners or open_all())
     children = []
-    for _ in range(PLAN.get("workers", 2)):
+    for number in range(PLAN.get("workers", 2)):
         child = os.fork()
         if not child:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            serve(listeners or open_all())
+            serve(listeners or open_all(), number)
         children.append(child)
 
     def end(number: int, frame: object) -> None:

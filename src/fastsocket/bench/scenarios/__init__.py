@@ -12,6 +12,7 @@ from fastsocket.bench.scenarios.proxy import Proxy
 from fastsocket.bench.scenarios.redis import Redis
 from fastsocket.bench.scenarios.scale import Scale
 from fastsocket.bench.scenarios.short import Short
+from fastsocket.bench.scenarios.soak import Soak
 from fastsocket.bench.scenarios.stall import Stall
 
 __all__ = ["SCENARIOS"]
@@ -24,6 +25,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         Stall("stall-burn", burn=True),
         Crash(),
         Longlived(),
+        Soak(),
         Overhead(),
         Local(),
         Proxy(),

@@ -1,35 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`crash`: workers are killed, and the server is reloaded, while clients keep coming.
 
-Every fifth event is a reload by SIGHUP, where the server has one; nginx goes to one worker less and
-back by turns: a reload alone keeps every listening socket, one with fewer workers gives some up.
+Under Fastsocket the keeper is killed, too. `bench crash --full` is the same for all servers until
+enough has happened, see :mod:`fastsocket.bench.losses`.
 
 What a killed worker had accepted and not yet answered is gone with it on any system. The kernel
 tells those connections from those that were lost in a queue, the client tells those that ended
 within an answer, and `lost` leaves them out; `accepted_lost` and `queued_lost` show both.
 """
 
-import os
-import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-
-import psutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.probe import LOSSES
-from fastsocket.bench.scenario import Measurement, Setup, Stage, stage
-from fastsocket.errors import FastsocketError, UsageError
+from fastsocket.bench.scenario import Measurement, Setup, stage
+from fastsocket.bench.trouble import Amounts, Trouble
+from fastsocket.errors import UsageError
 
-__all__ = ["Crash", "workers_of"]
+__all__ = ["MIXES", "Crash"]
 
 PAUSE_SECONDS = 0.15
-RESPAWN_SECONDS = 5.0
-RELOAD_EVERY = 5
 # The last event comes this long before the load ends, so that its losses are seen.
 QUIET_END_SECONDS = 0.5
-_RELOADABLE = ("nginx", "gunicorn")
+
+MIXES: Mapping[str, Amounts] = {
+    "nginx": Amounts(kills=70, reloads=50, keeper_kills=8),
+    "gunicorn": Amounts(kills=60, reloads=10, keeper_kills=4),
+    "demo": Amounts(kills=60, keeper_kills=4),
+    "granian": Amounts(kills=20, keeper_kills=2),
+    "haproxy": Amounts(reloads=10, keeper_kills=2),
+}
+"""In which proportion events come, by server; `--full` goes on until there were as many."""
 
 
 class Crash:
@@ -43,8 +46,9 @@ class Crash:
         "completed": "connections",
         "kills": "events",
         "reloads": "events",
+        "keeper_kills": "events",
     }
-    servers = ("nginx", "gunicorn", "demo")
+    servers = tuple(MIXES)
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
@@ -56,18 +60,20 @@ class Crash:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken, probe = Measurement(), setup.probe
         with ExitStack() as stack:
-            running = stack.enter_context(stage(setup, mode))
+            running = stack.enter_context(stage(setup, mode, reloads=True))
             if probe:
                 probe.watch(running.netspace.inode, setup.port)
                 stack.enter_context(probe.attached(*LOSSES))
             before = probe.events() if probe else None
             client = stack.enter_context(running.client(running.order(setup.seconds, 0)))
-            kills, reloads = _trouble(running, mode, client.process.poll)
+            trouble = Trouble(running, mode)
+            _keep_on(trouble, MIXES[setup.server.name], setup.seconds, client.process.poll)
             outcome = client.finish()
             after = probe.events() if probe else None
         taken.put("completed", float(outcome.completed))
-        taken.put("kills", float(kills))
-        taken.put("reloads", float(reloads))
+        taken.put("kills", float(trouble.done.kills))
+        taken.put("reloads", float(trouble.done.reloads))
+        taken.put("keeper_kills", float(trouble.done.keeper_kills))
         if before is None or after is None:
             for name in ("lost", "accepted_lost", "queued_lost"):
                 taken.put(name, None, setup.probe_reason)
@@ -79,53 +85,12 @@ class Crash:
         return taken
 
 
-def workers_of(pid: int) -> list[int]:
-    """Return the children of `pid` that run the same program."""
-    with suppress(psutil.Error):
-        master = psutil.Process(pid)
-        program = master.exe()
-        return [child.pid for child in master.children() if _runs(child, program)]
-    return []
-
-
-def _runs(process: psutil.Process, program: str) -> bool:
-    """Whether `process` lives and runs `program`; a zombie has none."""
-    try:
-        return bool(process.exe() == program)
-    except psutil.Error:
-        return False
-
-
-def _trouble(running: Stage, mode: Mode, ended: Callable[[], int | None]) -> tuple[int, int]:
-    """Kill and reload until shortly before the load ends; return how often each."""
-    setup, size = running.setup, running.setup.workers
-    kills = reloads = 0
-    end = time.monotonic() + setup.seconds - QUIET_END_SECONDS
+def _keep_on(
+    trouble: Trouble, mix: Amounts, seconds: float, ended: Callable[[], int | None]
+) -> None:
+    """Make trouble until shortly before the load ends."""
+    end = time.monotonic() + seconds - QUIET_END_SECONDS
     time.sleep(PAUSE_SECONDS)
     while time.monotonic() < end and ended() is None:
-        if setup.server.name in _RELOADABLE and (kills + reloads) % RELOAD_EVERY == 3:
-            size = max(setup.workers - (reloads + 1) % 2, 1)
-            setup.server.command(mode, running.resized(size))
-            running.process.send_signal(signal.SIGHUP)
-            reloads += 1
-        elif workers := workers_of(running.process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(workers[kills % len(workers)], signal.SIGKILL)
-                kills += 1
-            _await_workers(running, size)
+        trouble.next_of(mix)()
         time.sleep(PAUSE_SECONDS)
-    return kills, reloads
-
-
-def _await_workers(running: Stage, size: int) -> None:
-    """Wait until the server has `size` workers again; one that was retiring anyway is not replaced.
-
-    Raises:
-        FastsocketError: The server does not replace its workers.
-    """
-    end = time.monotonic() + RESPAWN_SECONDS
-    while time.monotonic() < end:
-        if len(workers_of(running.process.pid)) >= size:
-            return
-        time.sleep(0.01)
-    raise FastsocketError(f"{running.setup.server.name} did not replace a killed worker")

@@ -3,7 +3,8 @@
 
 nginx stalls as it does on a slow disk: it writes its access log synchronously, so a request whose
 log is a full pipe blocks the worker that serves it until somebody reads. Python servers sleep in
-such a request. The demo server has an option, and can also burn the CPU instead (`stall-burn`).
+such a request. The demo server has an option. In `stall-burn` the worker burns the CPU instead, for
+which nginx has no configuration.
 """
 
 import os
@@ -44,7 +45,7 @@ class Stall:
 
     def __init__(self, name: str, burn: bool) -> None:
         self.name, self._burn = name, burn
-        self.servers = ("demo",) if burn else (*_BY_REQUEST, "demo")
+        self.servers = ("demo", "gunicorn", "granian") if burn else (*_BY_REQUEST, "demo")
 
     def prepare(self, setup: Setup) -> Setup:
         """Find the rate: half of what the stock server can do, the same for all modes."""

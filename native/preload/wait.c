@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Wrappers of epoll, poll() and select(): a worker's first wait is what gives it a slot. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lean.h"
+
+#define WAITS_TO_SETTLE 128 /* a system call more in so many waits */
+
+/* Whether a signal of that kind came during the claim that has just been made; sets errno. */
+COLD int fs_was_interrupted(int kinds)
+{
+	int interrupted = fs_interrupted & kinds;
+
+	fs_interrupted = 0;
+	errno = interrupted ? EINTR : errno;
+	return interrupted;
+}
+
+/* Claim a slot for a thread that polls or accepts without epoll. Not where accept() may block:
+ * such a worker serves one connection at a time, and while it does nobody else could come for
+ * what waits on a socket of its own.
+ */
+COLD void fs_claim_without_epoll(struct listener *l)
+{
+	if (l->slot != UNCLAIMED || l->inherited_epoll)
+		return;
+	if (fcntl(l->fd, F_GETFL) & O_NONBLOCK) {
+		fs_claim(l, -1);
+		return;
+	}
+	l->slot = SHARED;
+	fs_unclaimed--;
+}
+
+/* epoll */
+
+static void set_paused(struct listener *l, int slot, int *paused, int now)
+{
+	if (*paused != now)
+		fs_pause(l, slot, now);
+	*paused = now;
+}
+
+/* The descriptor to be used in this thread's epoll instance in place of the listener's. */
+static COLD int polled_fd(struct listener *l, int epfd, int op)
+{
+	struct stand_in *own = fs_stand_in(l, epfd);
+
+	if (!own && op == EPOLL_CTL_ADD) {
+		if (l->slot >= 0 && l->epfd < 0)
+			l->epfd = epfd;
+		else if (l->slot < 0 || (l->epfd != epfd && l->tid != syscall(SYS_gettid)))
+			fs_claim(l, epfd);
+		fs_interrupted = 0; /* no wait follows at once */
+		own = fs_stand_in(l, epfd);
+	}
+	return own ? own->fd : l->fd;
+}
+
+static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, struct epoll_event *event)
+{
+	int fd = polled_fd(l, epfd, op), result = NEXT(epoll_ctl)(epfd, op, fd, event);
+	int polls = op != EPOLL_CTL_DEL && event && event->events & EPOLLIN;
+	struct stand_in *own = fs_stand_in(l, epfd);
+
+	if (result == 0 && own)
+		fs_pause(l, own->slot, !polls);
+	else if (result == 0 && l->slot >= 0 && l->epfd == epfd)
+		set_paused(l, l->slot, &l->paused, !polls);
+	return result;
+}
+
+static COLD int epoll_ctl_special(int epfd, int op, int fd, struct epoll_event *event)
+{
+	struct listener *l = listener_of(fd);
+
+	lean_polls(fd, op, event);
+	return l ? epoll_ctl_listener(l, epfd, op, event) : NEXT(epoll_ctl)(epfd, op, fd, event);
+}
+
+EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+	return likely(fd_entry(fd)->kind <= FD_CONNECTION) ? NEXT(epoll_ctl)(epfd, op, fd, event) :
+							     epoll_ctl_special(epfd, op, fd, event);
+}
+
+/* Whether a wait with that limit, or without one, can sleep. */
+static inline int blocks_for(const struct timespec *timeout)
+{
+	return !timeout || timeout->tv_sec || timeout->tv_nsec;
+}
+
+static inline void wait_begins(int blocks)
+{
+	lean_wait_begins(blocks);
+	if (fs_worker) {
+		fs_worker->busy_since = 0;
+		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
+			fs_settle();
+	}
+}
+
+static inline void wait_ends(void)
+{
+	if (fs_worker)
+		fs_worker->busy_since = fs_now();
+}
+
+EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout)
+{
+	int result;
+
+	fs_last_epfd = epfd;
+	wait_begins(timeout != 0);
+	result = NEXT(epoll_wait)(epfd, events, max, timeout);
+	wait_ends();
+	return result;
+}
+
+EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout,
+		       const sigset_t *mask)
+{
+	int result;
+
+	fs_last_epfd = epfd;
+	wait_begins(timeout != 0);
+	result = NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
+	wait_ends();
+	return result;
+}
+
+EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max,
+			const struct timespec *timeout, const sigset_t *mask)
+{
+	int result;
+
+	fs_last_epfd = epfd;
+	wait_begins(blocks_for(timeout));
+	result = NEXT(epoll_pwait2)(epfd, events, max, timeout, mask);
+	wait_ends();
+	return result;
+}
+
+/* poll, select */
+
+static COLD void claim_polled(int fd)
+{
+	struct listener *l = listener_of(fd);
+
+	if (l)
+		fs_claim_without_epoll(l);
+}
+
+static inline int poll_begins(const struct pollfd *fds, nfds_t count, int blocks)
+{
+	if (unlikely(fs_unclaimed))
+		for (nfds_t i = 0; i < count; i++)
+			if (fds[i].events & POLLIN)
+				claim_polled(fds[i].fd);
+	wait_begins(blocks);
+	return unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
+}
+
+static inline int select_begins(int count, const fd_set *in, int blocks)
+{
+	if (unlikely(fs_unclaimed && in))
+		for (int fd = 0; fd < count; fd++)
+			if (FD_ISSET(fd, in))
+				claim_polled(fd);
+	wait_begins(blocks);
+	return unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
+}
+
+EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+	int result;
+
+	if (poll_begins(fds, count, timeout != 0))
+		return -1;
+	result = NEXT(poll)(fds, count, timeout);
+	wait_ends();
+	return result;
+}
+
+EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size)
+{
+	int result;
+
+	if (poll_begins(fds, count, timeout != 0))
+		return -1;
+	result = NEXT(__poll_chk)(fds, count, timeout, size);
+	wait_ends();
+	return result;
+}
+
+EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout,
+		 const sigset_t *mask)
+{
+	int result;
+
+	if (poll_begins(fds, count, blocks_for(timeout)))
+		return -1;
+	result = NEXT(ppoll)(fds, count, timeout, mask);
+	wait_ends();
+	return result;
+}
+
+EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout,
+		       const sigset_t *mask, size_t size)
+{
+	int result;
+
+	if (poll_begins(fds, count, blocks_for(timeout)))
+		return -1;
+	result = NEXT(__ppoll_chk)(fds, count, timeout, mask, size);
+	wait_ends();
+	return result;
+}
+
+EXPORT int select(int count, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)
+{
+	int result;
+
+	if (select_begins(count, in, !timeout || timeout->tv_sec || timeout->tv_usec))
+		return -1;
+	result = NEXT(select)(count, in, out, except, timeout);
+	wait_ends();
+	return result;
+}
+
+EXPORT int pselect(int count, fd_set *in, fd_set *out, fd_set *except,
+		   const struct timespec *timeout, const sigset_t *mask)
+{
+	int result;
+
+	if (select_begins(count, in, blocks_for(timeout)))
+		return -1;
+	result = NEXT(pselect)(count, in, out, except, timeout, mask);
+	wait_ends();
+	return result;
+}

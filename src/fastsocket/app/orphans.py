@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The queues of workers that died: handed over where nobody came for them."""
+
+import contextlib
+import ctypes
+import os
+import socket
+import sys
+from ctypes import c_uint64
+
+from fastsocket.app.listeners import SO_COOKIE, Listeners
+from fastsocket.app.processes import Processes
+from fastsocket.listen import layout
+from fastsocket.listen.layout import SlotState, Tier
+from fastsocket.listen.queues import queues
+
+__all__ = ["rescue"]
+
+SYS_PIDFD_GETFD = 438  # the same on every architecture
+
+
+def rescue(listeners: Listeners, processes: Processes) -> bool:
+    """Hand over the queues that dead workers left; return whether a locked one is left to do.
+
+    A slot whose socket went with its worker is free again. The page may name any socket: only one
+    that was handed in to the keeper is touched.
+    """
+    listeners.sweep()
+    listening, again = queues(), False
+    for index in range(layout.MAX_LISTENERS):
+        entry = listeners.page.view.listener[index]
+        for number in range(min(entry.slots, layout.MAX_SLOTS)):
+            slot = entry.slot[number]
+            if slot.state != SlotState.ORPHAN:
+                continue
+            if listening and slot.cookie not in listening:
+                listeners.native.fsocket_forget(
+                    listeners.view, index, number, c_uint64(slot.cookie)
+                )
+            elif slot.published:
+                again |= not _hand_over(listeners, processes, index, number)
+    return again
+
+
+def _hand_over(listeners: Listeners, processes: Processes, index: int, number: int) -> bool:
+    """Hand over one queue; false if the listener's lock was held."""
+    slot = listeners.page.view.listener[index].slot[number]
+    cookie = int(slot.cookie).to_bytes(8, sys.byteorder)
+    known = listeners.knows(index, cookie)
+    # In the classic tier siblings are not handed in: they have the listener's address at least.
+    if not known and listeners.tier != Tier.CLASSIC:
+        return True
+    fd = _borrow(processes, slot.fd, cookie)
+    if fd < 0:
+        return True
+    try:
+        if not known and not listeners.has_address(index, fd):
+            return True
+        return bool(listeners.native.fsocket_hand_over(listeners.view, index, number, fd))
+    finally:
+        os.close(fd)
+
+
+def _borrow(processes: Processes, number: int, cookie: bytes) -> int:
+    """Return a copy of the socket with that cookie from a process that holds it, or -1."""
+    for pidfd in processes.pidfds:
+        fd: int = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+        if fd < 0:
+            continue
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as held:
+            if held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8) == cookie:
+                return fd
+        os.close(fd)
+    return -1

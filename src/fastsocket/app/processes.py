@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which processes are the application's, and when each of them ends.
+
+The page lists processes too, but the application can write there whatever it likes. So a process
+counts only if the kernel bears it out: it descends from one that counts, or its environment or
+its memory shows that this keeper is its own.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import struct
+from collections.abc import Iterator
+
+from fastsocket.listen.layout import Page
+from fastsocket.listen.page import StatusPage
+
+__all__ = ["Processes", "cgroup_of"]
+
+LARGEST_PID = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
+LONGEST_READ = 1 << 20  # of a file in /proc, whose length its process decides on
+KEEPER_VARIABLE = b"FASTSOCKET_KEEPER="
+_PAGE_MAPPING = re.compile(rb"^([0-9a-f]+)-.*(?:bpf-map|memfd:fs_page.*)$", re.MULTILINE)
+_KEEPER = struct.Struct("=I")
+
+
+class Processes:
+    """The living processes of one application, each held by a pidfd.
+
+    Args:
+        page: The application's status page.
+        name: The keeper's socket, as the environment of the application's programs has it.
+    """
+
+    def __init__(self, page: StatusPage, name: str) -> None:
+        self.page = page
+        self._variable = KEEPER_VARIABLE + name.encode()
+        self._pidfds: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._pidfds)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._pidfds))
+
+    @property
+    def pidfds(self) -> list[int]:
+        """The pidfds of all of them."""
+        return list(self._pidfds.values())
+
+    def add(self, pid: int, vouched: bool = False) -> int | None:
+        """Hold a process, if it is one of the application's.
+
+        Args:
+            pid: The process, or any number.
+            vouched: Whether it needs no proof: the first one, or a peer that was let in.
+
+        Returns:
+            The pidfd where it was not held before, else None.
+        """
+        if pid in self._pidfds or not 0 < pid <= LARGEST_PID:
+            return None
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        # What is found out under the number holds for this process only while it lives.
+        if (vouched or self.includes(pid)) and _lives(pidfd):
+            self._pidfds[pid] = pidfd
+            return pidfd
+        os.close(pidfd)
+        return None
+
+    def remove(self, pid: int) -> int:
+        """Forget a process that ended, here and in the page; return its pidfd, to be closed."""
+        self.page.forget({pid})
+        return self._pidfds.pop(pid)
+
+    def registered(self) -> set[int]:
+        """Return the processes that the page lists, without those that are none of ours."""
+        listed = self.page.processes()
+        ours = {pid for pid in listed if pid in self._pidfds or self.includes(pid)}
+        self.page.forget(listed - ours)
+        return ours
+
+    def includes(self, pid: int) -> bool:
+        """Whether a process is the application's."""
+        if not 0 < pid <= LARGEST_PID or pid == os.getpid():
+            return False
+        return self._descends(pid) or self._knows_us(pid)
+
+    def shares_cgroup(self, pid: int) -> bool:
+        """Whether a process is in the control groups of the keeper or of the application."""
+        there = cgroup_of(pid) if 0 < pid <= LARGEST_PID else b""
+        return bool(there) and there in map(cgroup_of, (os.getpid(), *self._pidfds))
+
+    def _descends(self, pid: int) -> bool:
+        while pid:
+            pidfd = self._pidfds.get(pid)
+            if pidfd is not None and _lives(pidfd):
+                return True
+            stat = _read(pid, "stat").rpartition(b")")[2].split()
+            pid = int(stat[1]) if stat else 0
+        return False
+
+    def _knows_us(self, pid: int) -> bool:
+        """Whether it was started with this keeper's name, or has mapped this keeper's page.
+
+        A daemon descends from nobody, and many overwrite their environment with a title.
+        """
+        if self._variable in _read(pid, "environ").split(b"\0"):
+            return True
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/mem", "rb") as memory:  # noqa: PTH123  # pathlib is slow to import
+            for mapping in _PAGE_MAPPING.finditer(_read(pid, "maps")):
+                at = int(mapping[1], 16) + Page.keeper.offset
+                if os.pread(memory.fileno(), _KEEPER.size, at) == _KEEPER.pack(os.getpid()):
+                    return True
+        return False
+
+
+def cgroup_of(pid: int) -> bytes:
+    """Return a process's control groups as /proc names them; empty if it is gone."""
+    return _read(pid, "cgroup")
+
+
+def _read(pid: int, name: str) -> bytes:
+    """Return what /proc tells of a process; empty where it does not."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:  # noqa: PTH123
+        return file.read(LONGEST_READ)
+    return b""
+
+
+def _lives(pidfd: int) -> bool:
+    """Whether the process has not been waited for yet, so that its number is still its own."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # not allowed to signal it: it lives
+        return True
+    return True
