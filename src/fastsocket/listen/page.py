@@ -108,14 +108,15 @@ def snapshot(
     ``lean`` (see :func:`fastsocket.listen.lean.lean_snapshot`) and ``slots``. Its ``decisions`` are
     connections sent to a worker of the CPU that they came in on (``local``) or of another
     (``spilled``), accepted from another worker's slot (``stolen``), and left to the kernel's hash
-    because no worker polled (``passed``); its ``queue`` is what its slots have ``waiting``
-    and ``dropped`` in sum, and the longest ``unserved_ms``; a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none), ``cookie`` (of its
-    socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``, ``assigned``,
-    ``spilled``, ``live``, ``waiting`` (in its accept queue; where the kernel does not tell,
-    assigned and not yet accepted), ``backlog`` (as many may wait) and ``dropped`` (by that queue;
-    both None where the kernel does not tell, this one also with lean connections, where it counts
-    the ACKs of deferred ones), ``unserved_ms`` (for how long connections have waited
-    and none was accepted) and ``busy`` (whether its worker is away from its wait).
+    because no worker polled (``passed``); its ``queue`` is what its slots have ``waiting`` and
+    ``dropped`` in sum, and the longest ``unserved_ms``. A slot has ``slot``, ``pid``, ``tid``,
+    ``cpu`` (None if it serves none), ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``,
+    ``state``, ``accepted``, ``assigned``, ``spilled``, ``live``, ``waiting`` (in its accept queue;
+    where the kernel does not tell, assigned and not yet accepted), ``backlog`` (as many may wait)
+    and ``dropped`` (by that queue; both None where the kernel does not tell, this one also with
+    lean connections, where it counts the ACKs of deferred ones), ``unserved_ms`` (for how long
+    connections have waited and none was accepted) and ``busy`` (whether its worker is away from its
+    wait).
 
     Args:
         page: Of an application, which may have scribbled over it.
