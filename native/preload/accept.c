@@ -15,6 +15,7 @@ static COLD struct source accept_source(struct listener *l)
 	struct stand_in *own;
 
 	fs_claim_without_epoll(l);
+	lean_accepting(l->fd);
 	own = l->stand_ins ? fs_stand_in(l, fs_last_epfd) : NULL;
 	return own ? (struct source){own->fd, own->slot} : (struct source){l->fd, l->slot};
 }
@@ -23,7 +24,7 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 {
 	struct listener *l = &fs_listeners[entry->listener];
 
-	if (unlikely(l->slot == UNCLAIMED || l->stand_ins))
+	if (unlikely(l->slot < 0 || l->stand_ins))
 		return accept_source(l);
 	return (struct source){fd, l->slot};
 }
@@ -151,11 +152,10 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	int connection;
 
 	if (entry->kind != FD_LISTENER) {
-		lean_accepting(fd, SHARED);
+		lean_accepting(fd);
 		return NEXT(accept4)(fd, addr, len, flags);
 	}
 	source = source_of(entry, fd);
-	lean_accepting(fd, source.slot);
 	if (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED) &&
 	    !(fcntl(fd, F_GETFL) & O_NONBLOCK))
 		return -1;
@@ -181,6 +181,6 @@ EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
 	if (fd_entry(fd)->kind == FD_LISTENER)
 		return accept4(fd, addr, len, 0);
-	lean_accepting(fd, SHARED);
+	lean_accepting(fd);
 	return NEXT(accept)(fd, addr, len);
 }

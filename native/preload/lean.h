@@ -30,7 +30,7 @@
 #define lean_shutting(fd, how) ((void)(fd), (void)(how))
 #define lean_takes_option(fd, level, name, value, len) 0
 #define lean_listener_option(l, level, name, value, len) ((void)(l))
-#define lean_accepting(fd, slot) ((void)(fd), (void)(slot))
+#define lean_accepting(fd) ((void)(fd))
 #define lean_read_begins(fd) ((void)(fd))
 #define lean_read_ends(fd, result) (result)
 #define lean_polls(fd, op, event) ((void)(fd), (void)(op), (void)(event))
@@ -172,7 +172,7 @@ static inline int lean_concerns(const struct fd_entry *entry)
 /* The short way: the request ... */
 static inline int lean_is_request(const struct fd_entry *entry)
 {
-	return lean_stands(entry, 0, 0) && !lean_thread.only;
+	return likely(lean_stands(entry, 0, 0) && !lean_thread.only);
 }
 
 static inline ssize_t lean_requested(struct fd_entry *entry, int fd, ssize_t result)
@@ -187,7 +187,7 @@ static inline ssize_t lean_requested(struct fd_entry *entry, int fd, ssize_t res
 /* ... its answer, whose end is held ... */
 static inline int lean_is_answer(const struct fd_entry *entry)
 {
-	return lean_stands(entry, LEAN_READ | LEAN_OWED, 0) && lean_thread.only == entry;
+	return likely(lean_stands(entry, LEAN_READ | LEAN_OWED, 0) && lean_thread.only == entry);
 }
 
 static inline ssize_t lean_answered(struct fd_entry *entry, ssize_t result)
@@ -222,9 +222,9 @@ static inline void lean_send_fin(int fd)
 
 static inline void lean_closing(struct fd_entry *entry, int fd)
 {
-	if (lean_stands(entry, LEAN_READ | LEAN_WROTE | LEAN_HELD, 1) &&
-	    lean_thread.only == entry && entry->spawns == lean_spawns &&
-	    (uint32_t)lean_ticks() - entry->at <= lean_slow_ticks) {
+	if (likely(lean_stands(entry, LEAN_READ | LEAN_WROTE | LEAN_HELD, 1) &&
+		   lean_thread.only == entry && entry->spawns == lean_spawns &&
+		   (uint32_t)lean_ticks() - entry->at <= lean_slow_ticks)) {
 		lean_send_fin(fd);
 		lean_thread.only = NULL;
 	} else if (!(entry->lean & LEAN_PLAIN)) {
@@ -261,10 +261,10 @@ static inline void lean_wait_begins(int blocks)
 	}
 }
 
-/* Before an accept(); on a slot it finds something or returns. */
-static inline void lean_accepting(int fd, int slot)
+/* Before an accept() that may sleep; on a slot of its own a worker finds something or returns. */
+static inline void lean_accepting(int fd)
 {
-	if (unlikely(slot < 0 && lean_thread.only))
+	if (unlikely(lean_thread.only))
 		lean_before_io(fd, 0);
 }
 
