@@ -204,17 +204,20 @@ def nginx_tls(folder: Path, version: ssl.TLSVersion) -> tuple[list[str], ssl.SSL
     return command, context
 
 
-def tls_get(context: ssl.SSLContext) -> None:
-    """Make one HTTPS request on a connection of its own."""
+def tls_get(context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
+    """Make one HTTPS request on a connection of its own, which resumes `session`; return its own."""
     with (
         socket.create_connection(("127.0.0.1", PORT), timeout=15) as raw,
-        context.wrap_socket(raw) as connection,
+        context.wrap_socket(raw, session=session) as connection,
     ):
         connection.sendall(REQUEST)
         answer = b""
         while piece := connection.recv(65536):
             answer += piece
         assert answer.endswith(b"hello\n")
+        assert connection.session_reused == (session is not None)
+        assert connection.session
+        return connection.session
 
 
 SERVERS: dict[str, Callable[[Path], list[str]]] = {
