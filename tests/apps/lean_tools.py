@@ -205,7 +205,7 @@ def nginx_tls(folder: Path, version: ssl.TLSVersion) -> tuple[list[str], ssl.SSL
 
 
 def tls_get(context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> ssl.SSLSession:
-    """Make one HTTPS request on a connection of its own, which resumes `session`; return its own."""
+    """Make one HTTPS request on a connection of its own, and return its session to resume."""
     with (
         socket.create_connection(("127.0.0.1", PORT), timeout=15) as raw,
         context.wrap_socket(raw, session=session) as connection,
