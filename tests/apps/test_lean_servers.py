@@ -77,7 +77,7 @@ def test_lean_client(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resumes", [False, True])
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_tls(tmp_path: Path, version: ssl.TLSVersion, resumes: bool) -> None:
-    """The request's lone ACK is saved in any case. Which answer is the last is learned and held, too,
+    """The request's lone ACK is saved in any case. Which answer is the last is learned and held,
     but their number depends on the client's timing, which a busy machine makes vary.
     """
     command, context = nginx_tls(tmp_path, version)
