@@ -99,6 +99,48 @@ struct fs_slot {
 	__u32 forked; /* shim: 1 if its worker has forked since, so that a child may poll it too */
 } __attribute__((aligned(64)));
 
+/* What lean connections may do without; bits of fs_lean.on by number. */
+enum fs_means {
+	FS_MEANS_DEFER, /* no wake-up before the request is there: TCP_DEFER_ACCEPT */
+	FS_MEANS_HOLD, /* the answer and FIN in one segment: MSG_MORE */
+	FS_MEANS_ACK, /* no lone ACK of a request: TCP_QUICKACK off */
+};
+
+#define FS_MEANS 3
+
+/* What a connection did that a means cannot be used with. */
+enum fs_contradiction {
+	FS_NOTHING,
+	FS_SPOKE_FIRST, /* the application wrote before it read */
+	FS_WAITED, /* it waited, and the connection was left open or unanswered */
+	FS_SLEPT, /* it called what may sleep between the answer and the close */
+	FS_WAS_SLOW, /* without a call that we know it took long between the two */
+	FS_READ_ON, /* it read from the connection again */
+	FS_SHARED, /* another descriptor or process had the connection too */
+	FS_SET_OPTION, /* it chose the socket's behaviour itself */
+	FS_VARIED, /* it closed after another number of answers than before */
+};
+
+struct fs_lean_means {
+	__u32 proof; /* shim: connections in a row that would allow the means */
+	__u32 need; /* shim: how many are needed, 0 = FS_LEAN_PROOF */
+	__u32 drops; /* shim: times that it was on and dropped */
+	__u32 reason; /* shim: enum fs_contradiction, the last */
+};
+
+#define FS_LEAN_PROOF 64
+#define FS_LEAN_MOST_PROOF 4096 /* each time it is dropped, a means needs eight times the proof */
+#define FS_LEAN_NEVER 0xffffffffu /* as `need`: not again before the workers are new */
+
+/* What was learned of a listener's connections; one cache line, written while learning. */
+struct fs_lean {
+	struct fs_lean_means means[FS_MEANS];
+	__u32 on; /* shim: means in use, a bit for each; above them `exchange` of FS_MEANS_HOLD */
+	__u32 own; /* shim: means that the application chose itself */
+	__u32 exchange; /* shim: after how many answers the last connection was closed */
+	__u32 pad;
+} __attribute__((aligned(64)));
+
 /* One address and port that the application listens on. */
 struct fs_listener {
 	__u64 generation; /* keeper: of the select program made for it; 0 = entry free */
@@ -121,6 +163,7 @@ struct fs_listener {
 	__u64 past_assigned; /* lock: `assigned` of slots that were used before for other sockets */
 	__u64 past_spilled; /* lock: `spilled` of those */
 	__u16 cpu_slot[FS_MAX_CPUS]; /* lock: 1 + first slot of the CPU, 0 = none */
+	struct fs_lean lean;
 	struct fs_slot slot[FS_MAX_SLOTS];
 } __attribute__((aligned(64)));
 
@@ -138,6 +181,7 @@ struct fs_page {
 	__u32 keeper; /* keeper: its pid; shim: of the one that it starts in place of a dead one */
 	__u16 cpu_order[FS_MAX_CPUS]; /* keeper: CPUs to fill, physical cores first */
 	__u32 process[FS_MAX_PROCESSES]; /* shim: processes that share the page; keeper: forgets the dead */
+	__u32 lean; /* shim: 1 once a worker makes connections lean */
 	struct fs_worker worker[FS_MAX_WORKERS];
 	struct fs_listener listener[FS_MAX_LISTENERS];
 } __attribute__((aligned(64)));

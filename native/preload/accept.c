@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 /* What accept() works on for this thread. */
 struct source {
@@ -17,6 +17,7 @@ static COLD struct source accept_source(struct listener *l)
 	/* A thread that polls a slot does not take a second one, which another thread left. */
 	if (!own)
 		fs_claim_without_epoll(l);
+	lean_accepting(l->fd);
 	return own ? (struct source){own->fd, own->slot} : (struct source){l->fd, l->slot};
 }
 
@@ -24,7 +25,7 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 {
 	struct listener *l = &fs_listeners[entry->listener];
 
-	if (unlikely(l->slot == UNCLAIMED || l->stand_ins))
+	if (unlikely(l->slot < 0 || l->stand_ins))
 		return accept_source(l);
 	return (struct source){fd, l->slot};
 }
@@ -34,14 +35,19 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 {
 	int listener = fs_listeners[entry->listener].page_index;
 	struct fs_slot *ps = page_slot(listener, slot);
+	struct fd_entry *new = &fs_fds[connection];
 
 	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
-	if (fd_entry(connection)->kind == FD_CONNECTION)
-		fs_closed(fd_entry(connection)); /* unseen: close_range(), a raw system call */
-	if (fd_entry(connection) != fd_entry(-1))
-		*fd_entry(connection) = (struct fd_entry){
-			.kind = FD_CONNECTION, .listener = listener, .slot = slot, .era = fs_era};
+	if (unlikely((unsigned)connection >= fs_fd_count))
+		return;
+	if (new->kind == FD_CONNECTION)
+		fs_closed(new); /* unseen: close_range(), a raw system call */
+	new->kind = FD_CONNECTION;
+	new->listener = listener;
+	new->slot = slot;
+	new->era = fs_era;
+	lean_opened(new, &fs_listeners[entry->listener], page_listener(listener));
 }
 
 /* A worker that accepts one connection after the other without waiting in between (gunicorn under
@@ -146,8 +152,10 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	struct source source;
 	int connection;
 
-	if (entry->kind != FD_LISTENER)
+	if (entry->kind != FD_LISTENER) {
+		lean_accepting(fd);
 		return NEXT(accept4)(fd, addr, len, flags);
+	}
 	source = source_of(entry, fd);
 	if (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED) &&
 	    !(fcntl(fd, F_GETFL) & O_NONBLOCK))
@@ -172,6 +180,8 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 
 EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
-	return fd_entry(fd)->kind == FD_LISTENER ? accept4(fd, addr, len, 0) :
-						   NEXT(accept)(fd, addr, len);
+	if (fd_entry(fd)->kind == FD_LISTENER)
+		return accept4(fd, addr, len, 0);
+	lean_accepting(fd);
+	return NEXT(accept)(fd, addr, len);
 }

@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 /* Whether this thread needs a socket other than the application's own. Where that is one of
  * several which the application opened itself, a further process that polls it is the
@@ -140,6 +140,7 @@ static int claim_socket(struct listener *l, struct fs_listener *pl, int index, i
 		return -1;
 	}
 	fs_pin_workers(pl);
+	lean_relearn(l, pl);
 	return index;
 }
 

@@ -4,7 +4,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 static COLD int close_special(int fd)
 {
@@ -16,7 +16,7 @@ static COLD int close_special(int fd)
 	}
 	if (l)
 		fs_listener_close(l);
-	else if (fd_entry(fd)->kind == FD_ALONE)
+	else if (fd_entry(fd)->kind == FD_ALONE || fd_entry(fd)->kind == FD_CLIENT)
 		fd_entry(fd)->kind = FD_OTHER;
 	return NEXT(close)(fd);
 }
@@ -29,6 +29,7 @@ EXPORT int close(int fd)
 		return NEXT(close)(fd);
 	if (unlikely(entry->kind != FD_CONNECTION))
 		return close_special(fd);
+	lean_closing(entry, fd);
 	entry->kind = FD_OTHER;
 	fs_closed(entry);
 	return NEXT(close)(fd);
@@ -50,6 +51,8 @@ static COLD void make_room(int from, int to)
 
 EXPORT int dup2(int from, int to)
 {
+	lean_shared(from);
+	lean_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup2)(from, to);
@@ -57,6 +60,8 @@ EXPORT int dup2(int from, int to)
 
 EXPORT int dup3(int from, int to, int flags)
 {
+	lean_shared(from);
+	lean_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup3)(from, to, flags);

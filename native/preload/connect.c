@@ -257,7 +257,7 @@ static COLD int connect_otherwise(int fd, const struct sockaddr *addr, socklen_t
 	return NEXT(connect)(fd, addr, len);
 }
 
-EXPORT int connect(int fd, const struct sockaddr *addr, socklen_t len)
+int fs_connect(int fd, const struct sockaddr *addr, socklen_t len)
 {
 	uint32_t ports;
 	int saved = errno;
@@ -270,3 +270,10 @@ EXPORT int connect(int fd, const struct sockaddr *addr, socklen_t len)
 	errno = saved;
 	return ports ? connect_from(fd, addr, len, ports) : NEXT(connect)(fd, addr, len);
 }
+
+#ifndef FS_LEAN /* lean_client.c has a connect() that calls the above */
+EXPORT int connect(int fd, const struct sockaddr *addr, socklen_t len)
+{
+	return fs_connect(fd, addr, len);
+}
+#endif

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 #define MOST 8 /* variables of ours */
 
@@ -63,6 +63,7 @@ static char *const *complete(char *const env[], char **room)
 {
 	int size = size_of(env);
 
+	lean_spawn();
 	if (!hands_listener_on())
 		return env;
 	memcpy(room, env, size * sizeof(*room));

@@ -3,17 +3,22 @@
 #ifndef FASTSOCKET_FSOCKET_H
 #define FASTSOCKET_FSOCKET_H
 
+#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
 
 #include "hooks.h"
 #include "keeper.h"
@@ -28,6 +33,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
 
+/* What is not a wrapper is reached without the table for names that others may define. */
+#pragma GCC visibility push(hidden)
+
 /* The next definition of each intercepted function, the C library's as a rule. */
 struct fs_next {
 #define HOOK(result, name, parameters, arguments) result(*name) parameters;
@@ -38,24 +46,37 @@ struct fs_next {
 extern struct fs_next fs_next;
 void fs_resolve(void);
 
-/* Calls the next definition; wrappers can run before our constructor did. */
-#define NEXT(name) (likely(fs_next.name) ? fs_next.name : (fs_resolve(), fs_next.name))
+/* Calls the next definition. */
+#define NEXT(name) (fs_next.name)
 
 enum fd_kind {
 	FD_OTHER, /* not ours to care about */
 	FD_CONNECTION, /* accepted from a slot */
 	FD_LISTENER, /* the application's listening socket */
 	FD_PRIVATE, /* opened by us; the application does not know that it is open */
+	FD_CLIENT, /* connected by the application, nothing written yet; see lean_client.c */
 	FD_ALONE, /* has what a sibling cannot have: signing keys, a program of its own */
 };
 
 /* What is known of a file descriptor. */
 struct fd_entry {
 	uint8_t kind; /* enum fd_kind */
+#ifdef FS_LEAN /* compared with `kind` as one word */
+	uint8_t plan; /* as fs_lean.on when accepted */
+	uint8_t lean; /* enum lean_bits */
+	uint8_t exchange; /* answers so far */
+#endif
 	uint8_t listener; /* FD_CONNECTION: page index; FD_LISTENER: index of fs_listeners */
 	uint16_t slot; /* FD_CONNECTION */
 	uint32_t era; /* FD_CONNECTION: fs_era when accepted; after a fork it is the parent's */
+#ifdef FS_LEAN
+	uint16_t turn; /* lean_thread.turn when the application last wrote, or first read */
+	uint16_t spawns; /* lean_spawns when accepted */
+	uint32_t at; /* lean_ticks() of the last write */
+} __attribute__((aligned(32))); /* a power of two, which is found faster */
+#else
 };
+#endif
 
 /* A slot that one thread of this process polls in place of the application's descriptor. */
 struct stand_in {
@@ -78,6 +99,10 @@ struct listener {
 	int epfd; /* epoll instance through which it was claimed, or -1 */
 	pid_t tid; /* thread that claimed it */
 	int paused; /* the application took it out of its epoll instance for a while */
+#ifdef FS_LEAN
+	uint32_t lean; /* fs_lean.on as its sockets in this process have it */
+	int lean_late; /* connections to come that may have begun with other means */
+#endif
 	int inherited_epoll; /* an ancestor polls it in an epoll instance that we may share */
 	uint64_t cookie; /* of the application's own socket */
 	uint64_t fd_cookie; /* of the socket behind `fd`; another one there is a stranger */
@@ -115,9 +140,14 @@ static inline struct fd_entry *fd_entry(int fd)
 	return likely((unsigned)fd < fs_fd_count) ? &fs_fds[fd] : &other;
 }
 
+static inline struct fs_listener *page_listener(int listener)
+{
+	return &fs_page->listener[listener & (FS_MAX_LISTENERS - 1)];
+}
+
 static inline struct fs_slot *page_slot(int listener, int slot)
 {
-	return &fs_page->listener[listener & (FS_MAX_LISTENERS - 1)].slot[slot & (FS_MAX_SLOTS - 1)];
+	return &page_listener(listener)->slot[slot & (FS_MAX_SLOTS - 1)];
 }
 
 static inline struct fs_worker *fs_worker_of(const struct fs_slot *slot)
@@ -160,6 +190,7 @@ extern int fs_deliver; /* connections take their port from the CPU's slice */
 extern int fs_own_ranges; /* the application sets ranges of local ports itself */
 void fs_slices_find(void);
 int fs_bind_now(int fd);
+int fs_connect(int fd, const struct sockaddr *addr, socklen_t len);
 
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);
@@ -257,5 +288,7 @@ uint64_t fs_start_time(pid_t pid);
 pid_t fs_parent_of(pid_t pid);
 void fs_hold_signals(struct fs_guard *guard);
 void fs_release_signals(const struct fs_guard *guard);
+
+#pragma GCC visibility pop
 
 #endif

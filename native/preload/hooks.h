@@ -2,10 +2,12 @@
 /*
  * The one list of intercepted functions: HOOK(result, name, parameters, arguments).
  * It is expanded for the pointers to the next definition, for their lookup and for the
- * exported names (exports.map is checked against it by a test).
+ * exported names (exports.map is checked against it by a test). The core is in both libraries,
+ * the rest in libfsocket-lean.so only: where connections are left as they are, nobody's reads and
+ * writes take a way through us.
  */
 /* clang-format off */
-#define FS_HOOKS(HOOK) \
+#define FS_CORE_HOOKS(HOOK) \
 	HOOK(int, listen, (int fd, int backlog), (fd, backlog)) \
 	HOOK(int, bind, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
 	HOOK(int, connect, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
@@ -42,4 +44,68 @@
 	HOOK(int, fexecve, (int fd, char *const argv[], char *const env[]), (fd, argv, env)) \
 	HOOK(int, posix_spawn, (pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, path, actions, attributes, argv, env)) \
 	HOOK(int, posix_spawnp, (pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, file, actions, attributes, argv, env))
+
+/* What reads; recvmsg is in the core. */
+#define FS_READ_HOOKS(HOOK) \
+	HOOK(ssize_t, read, (int fd, void *data, size_t size), (fd, data, size)) \
+	HOOK(ssize_t, __read_chk, (int fd, void *data, size_t size, size_t room), (fd, data, size, room)) \
+	HOOK(ssize_t, readv, (int fd, const struct iovec *parts, int count), (fd, parts, count)) \
+	HOOK(ssize_t, recv, (int fd, void *data, size_t size, int flags), (fd, data, size, flags)) \
+	HOOK(ssize_t, __recv_chk, (int fd, void *data, size_t size, size_t room, int flags), (fd, data, size, room, flags)) \
+	HOOK(ssize_t, recvfrom, (int fd, void *data, size_t size, int flags, struct sockaddr *addr, socklen_t *len), (fd, data, size, flags, addr, len)) \
+	HOOK(ssize_t, __recvfrom_chk, (int fd, void *data, size_t size, size_t room, int flags, struct sockaddr *addr, socklen_t *len), (fd, data, size, room, flags, addr, len))
+
+/* What else moves bytes or shares a descriptor. */
+#define FS_IO_HOOKS(HOOK) \
+	HOOK(ssize_t, write, (int fd, const void *data, size_t size), (fd, data, size)) \
+	HOOK(ssize_t, writev, (int fd, const struct iovec *parts, int count), (fd, parts, count)) \
+	HOOK(ssize_t, send, (int fd, const void *data, size_t size, int flags), (fd, data, size, flags)) \
+	HOOK(ssize_t, sendto, (int fd, const void *data, size_t size, int flags, const struct sockaddr *addr, socklen_t len), (fd, data, size, flags, addr, len)) \
+	HOOK(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags)) \
+	HOOK(ssize_t, sendfile, (int out, int in, off_t *offset, size_t count), (out, in, offset, count)) \
+	HOOK(ssize_t, sendfile64, (int out, int in, off_t *offset, size_t count), (out, in, offset, count)) \
+	HOOK(ssize_t, splice, (int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags), (in, in_offset, out, out_offset, size, flags)) \
+	HOOK(int, dup, (int fd), (fd)) \
+	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
+	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
+	HOOK(long, syscall, (long number, long a, long b, long c, long d, long e, long f), (number, a, b, c, d, e, f))
+
+/* What may sleep: promises to clients are kept before. */
+#define FS_SLEEP_HOOKS(HOOK) \
+	HOOK(unsigned, sleep, (unsigned seconds), (seconds)) \
+	HOOK(int, usleep, (useconds_t time), (time)) \
+	HOOK(int, nanosleep, (const struct timespec *time, struct timespec *rest), (time, rest)) \
+	HOOK(int, clock_nanosleep, (clockid_t clock, int flags, const struct timespec *time, struct timespec *rest), (clock, flags, time, rest)) \
+	HOOK(int, pause, (void), ()) \
+	HOOK(int, sigsuspend, (const sigset_t *mask), (mask)) \
+	HOOK(int, sigwait, (const sigset_t *set, int *number), (set, number)) \
+	HOOK(int, sigwaitinfo, (const sigset_t *set, siginfo_t *info), (set, info)) \
+	HOOK(int, sigtimedwait, (const sigset_t *set, siginfo_t *info, const struct timespec *timeout), (set, info, timeout)) \
+	HOOK(int, pthread_cond_wait, (pthread_cond_t *condition, pthread_mutex_t *mutex), (condition, mutex)) \
+	HOOK(int, pthread_cond_timedwait, (pthread_cond_t *condition, pthread_mutex_t *mutex, const struct timespec *until), (condition, mutex, until)) \
+	HOOK(int, pthread_cond_clockwait, (pthread_cond_t *condition, pthread_mutex_t *mutex, clockid_t clock, const struct timespec *until), (condition, mutex, clock, until)) \
+	HOOK(int, pthread_join, (pthread_t thread, void **result), (thread, result)) \
+	HOOK(int, sem_wait, (sem_t *semaphore), (semaphore)) \
+	HOOK(int, sem_timedwait, (sem_t *semaphore, const struct timespec *until), (semaphore, until)) \
+	HOOK(int, sem_clockwait, (sem_t *semaphore, clockid_t clock, const struct timespec *until), (semaphore, clock, until)) \
+	HOOK(pid_t, wait, (int *status), (status)) \
+	HOOK(pid_t, waitpid, (pid_t pid, int *status, int options), (pid, status, options)) \
+	HOOK(pid_t, wait4, (pid_t pid, int *status, int options, struct rusage *usage), (pid, status, options, usage)) \
+	HOOK(int, waitid, (idtype_t type, id_t id, siginfo_t *info, int options), (type, id, info, options)) \
+	HOOK(int, fsync, (int fd), (fd)) \
+	HOOK(int, fdatasync, (int fd), (fd)) \
+	HOOK(int, flock, (int fd, int operation), (fd, operation)) \
+	HOOK(int, getaddrinfo, (const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **result), (node, service, hints, result))
+
+/* What gives descriptors to another program. */
+#define FS_SPAWN_HOOKS(HOOK) \
+	HOOK(pid_t, vfork, (void), ()) \
+	HOOK(int, system, (const char *command), (command)) \
+	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
+
+#ifdef FS_LEAN
+#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_READ_HOOKS(HOOK) FS_IO_HOOKS(HOOK) FS_SLEEP_HOOKS(HOOK) FS_SPAWN_HOOKS(HOOK)
+#else
+#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK)
+#endif
 /* clang-format on */

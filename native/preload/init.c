@@ -6,11 +6,26 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 #define MOST_FDS (1 << 20)
 
-struct fs_next fs_next;
+/* Wrappers can run before our constructor did: until then each call looks all of them up. */
+#define HOOK(result, name, parameters, arguments) \
+	static result first_##name parameters     \
+	{                                         \
+		fs_resolve();                     \
+		return fs_next.name arguments;    \
+	}
+FS_HOOKS(HOOK)
+#undef HOOK
+
+struct fs_next fs_next = {
+#define HOOK(result, name, parameters, arguments) .name = first_##name,
+	FS_HOOKS(HOOK)
+#undef HOOK
+};
+
 struct fd_entry *fs_fds;
 unsigned fs_fd_count;
 uint32_t fs_era;
@@ -31,7 +46,7 @@ void fs_resolve(void)
 #undef HOOK
 }
 
-/* One entry of 8 bytes for each descriptor that the process may ever have; untouched pages of
+/* One entry for each descriptor that the process may ever have; untouched pages of
  * the table take no memory.
  */
 static void make_fd_table(void)
@@ -87,6 +102,7 @@ __attribute__((constructor)) static void start(void)
 	pthread_key_create(&fs_thread_key, fs_thread_ends);
 	fs_keeper_find();
 	fs_resume_find();
+	lean_start();
 	sched_getaffinity(0, sizeof(initial_affinity), &initial_affinity);
 	__register_atfork(fs_before_fork, NULL, in_child, NULL);
 	fs_adopt_inherited();

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 struct fs_page *fs_page;
 struct listener fs_listeners[FS_MAX_LISTENERS];
@@ -161,6 +161,7 @@ static void note_fork(const struct listener *l)
 /* Workers are about to come: bind their sockets while this process still may. */
 void fs_before_fork(void)
 {
+	lean_spawn();
 	if (fs_listener_count)
 		fs_keeper_ensure();
 	for (int i = 0; i < fs_listener_count; i++) {

@@ -7,9 +7,8 @@
 #include <linux/close_range.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
-#define EXPORT __attribute__((visibility("default")))
 
 /* What the descriptor was counts no longer. */
 static void forget(int fd)
@@ -18,6 +17,7 @@ static void forget(int fd)
 
 	if (entry->kind == FD_LISTENER)
 		fs_listener_close(&fs_listeners[entry->listener]);
+	lean_shared(fd); /* what is promised for it is sent before */
 	if (entry->kind == FD_CONNECTION && entry->era == fs_era)
 		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
 				   __ATOMIC_RELAXED);

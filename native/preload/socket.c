@@ -8,7 +8,7 @@
 #include <netinet/in.h>
 #include <string.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 EXPORT int listen(int fd, int backlog)
 {
@@ -25,8 +25,11 @@ EXPORT int listen(int fd, int backlog)
 EXPORT int shutdown(int fd, int how)
 {
 	struct listener *l = listener_of(fd);
-	int result = NEXT(shutdown)(fd, how), saved = errno;
+	int result, saved;
 
+	lean_shutting(fd, how);
+	result = NEXT(shutdown)(fd, how);
+	saved = errno;
 	if (l && result == 0 && how != SHUT_WR)
 		fs_stop(l);
 	errno = saved;
@@ -56,11 +59,15 @@ static COLD void forbid_siblings(int fd)
 
 EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t len)
 {
-	int result = NEXT(setsockopt)(fd, level, name, value, len), saved = errno;
 	struct listener *l = listener_of(fd);
+	int result, saved;
 
+	if (lean_takes_option(fd, level, name, value, len))
+		return 0;
 	if (unlikely(level == IPPROTO_IP && name == IP_LOCAL_PORT_RANGE))
 		fs_own_ranges = 1;
+	result = NEXT(setsockopt)(fd, level, name, value, len);
+	saved = errno;
 	if (unlikely(result == 0 && forbids_siblings(level, name)))
 		forbid_siblings(fd);
 	else if (l && result == 0) {
@@ -68,6 +75,7 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 			NEXT(setsockopt)(l->sibling[i], level, name, value, len);
 		if (l->origin >= 0)
 			NEXT(setsockopt)(l->origin, level, name, value, len);
+		lean_listener_option(l, level, name, value, len);
 		errno = saved;
 	}
 	return result;
@@ -118,8 +126,10 @@ static COLD void received(struct msghdr *message)
 
 EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
-	ssize_t result = NEXT(recvmsg)(fd, message, flags);
+	ssize_t result;
 
+	lean_read_begins(fd);
+	result = lean_read_ends(fd, NEXT(recvmsg)(fd, message, flags));
 	if (unlikely(result >= 0 && message->msg_controllen && fs_mode))
 		received(message);
 	return result;

@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 #define WAITS_TO_SETTLE 128 /* a system call more in so many waits */
 
@@ -74,16 +74,29 @@ static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, struct 
 	return result;
 }
 
-EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+static COLD int epoll_ctl_special(int epfd, int op, int fd, struct epoll_event *event)
 {
 	struct listener *l = listener_of(fd);
 
-	return unlikely(l) ? epoll_ctl_listener(l, epfd, op, event) :
-			     NEXT(epoll_ctl)(epfd, op, fd, event);
+	lean_polls(fd, op, event);
+	return l ? epoll_ctl_listener(l, epfd, op, event) : NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 
-static inline void wait_begins(void)
+EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
+	return likely(fd_entry(fd)->kind <= FD_CONNECTION) ? NEXT(epoll_ctl)(epfd, op, fd, event) :
+							     epoll_ctl_special(epfd, op, fd, event);
+}
+
+/* Whether a wait with that limit, or without one, can sleep. */
+static inline int blocks_for(const struct timespec *timeout)
+{
+	return !timeout || timeout->tv_sec || timeout->tv_nsec;
+}
+
+static inline void wait_begins(int blocks)
+{
+	lean_wait_begins(blocks);
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
 		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
@@ -102,7 +115,7 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(timeout != 0);
 	result = NEXT(epoll_wait)(epfd, events, max, timeout);
 	wait_ends();
 	return result;
@@ -114,7 +127,7 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(timeout != 0);
 	result = NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
 	wait_ends();
 	return result;
@@ -126,7 +139,7 @@ EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max,
 	int result;
 
 	fs_last_epfd = epfd;
-	wait_begins();
+	wait_begins(blocks_for(timeout));
 	result = NEXT(epoll_pwait2)(epfd, events, max, timeout, mask);
 	wait_ends();
 	return result;
@@ -142,23 +155,23 @@ static COLD void claim_polled(int fd)
 		fs_claim_without_epoll(l);
 }
 
-static inline int poll_begins(const struct pollfd *fds, nfds_t count)
+static inline int poll_begins(const struct pollfd *fds, nfds_t count, int blocks)
 {
 	if (unlikely(fs_unclaimed))
 		for (nfds_t i = 0; i < count; i++)
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
-	wait_begins();
+	wait_begins(blocks);
 	return unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
-static inline int select_begins(int count, const fd_set *in)
+static inline int select_begins(int count, const fd_set *in, int blocks)
 {
 	if (unlikely(fs_unclaimed && in))
 		for (int fd = 0; fd < count; fd++)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
-	wait_begins();
+	wait_begins(blocks);
 	return unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }
 
@@ -166,7 +179,7 @@ EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, timeout != 0))
 		return -1;
 	result = NEXT(poll)(fds, count, timeout);
 	wait_ends();
@@ -177,7 +190,7 @@ EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, timeout != 0))
 		return -1;
 	result = NEXT(__poll_chk)(fds, count, timeout, size);
 	wait_ends();
@@ -189,7 +202,7 @@ EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeou
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, blocks_for(timeout)))
 		return -1;
 	result = NEXT(ppoll)(fds, count, timeout, mask);
 	wait_ends();
@@ -201,7 +214,7 @@ EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *
 {
 	int result;
 
-	if (poll_begins(fds, count))
+	if (poll_begins(fds, count, blocks_for(timeout)))
 		return -1;
 	result = NEXT(__ppoll_chk)(fds, count, timeout, mask, size);
 	wait_ends();
@@ -212,7 +225,7 @@ EXPORT int select(int count, fd_set *in, fd_set *out, fd_set *except, struct tim
 {
 	int result;
 
-	if (select_begins(count, in))
+	if (select_begins(count, in, !timeout || timeout->tv_sec || timeout->tv_usec))
 		return -1;
 	result = NEXT(select)(count, in, out, except, timeout);
 	wait_ends();
@@ -224,7 +237,7 @@ EXPORT int pselect(int count, fd_set *in, fd_set *out, fd_set *except,
 {
 	int result;
 
-	if (select_begins(count, in))
+	if (select_begins(count, in, blocks_for(timeout)))
 		return -1;
 	result = NEXT(pselect)(count, in, out, except, timeout, mask);
 	wait_ends();

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from fastsocket.errors import FastsocketError
 
-__all__ = ["NATIVE_DIR", "native_file"]
+__all__ = ["LIBRARIES", "NATIVE_DIR", "native_file"]
 
+# What is preloaded, by the parameter `lean`.
+LIBRARIES = {"off": "libfsocket.so", "auto": "libfsocket-lean.so"}
 NATIVE_DIR = Path(__file__).parent / "_native"
 
 

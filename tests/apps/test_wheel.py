@@ -16,7 +16,14 @@ import pytest
 pytestmark = pytest.mark.apps
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("libfsocket.so", "select.bpf.o", "fastsocket-demo", "fastsocket-kv", "fastsocket-load")
+PARTS = (
+    "libfsocket.so",
+    "libfsocket-lean.so",
+    "select.bpf.o",
+    "fastsocket-demo",
+    "fastsocket-kv",
+    "fastsocket-load",
+)
 STALE = "stale.bpf.o"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastsocket.app import protocol
 from fastsocket.listen import layout
-from fastsocket.native import NATIVE_DIR, native_file
+from fastsocket.native import LIBRARIES, native_file
 
 pytestmark = pytest.mark.unit
 
@@ -94,6 +94,8 @@ def btf() -> Btf:
     [
         ("fs_worker", layout.Worker),
         ("fs_slot", layout.Slot),
+        ("fs_lean_means", layout.LeanMeans),
+        ("fs_lean", layout.Lean),
         ("fs_listener", layout.Listener),
         ("fs_page", layout.Page),
     ],
@@ -144,6 +146,8 @@ def enum_values(path: str, name: str, prefix: str) -> dict[str, int]:
         ("include/page.h", "fs_tier", "FS_TIER_", layout.Tier),
         ("include/page.h", "fs_policy", "FS_POLICY_", layout.Policy),
         ("include/page.h", "fs_slot_state", "FS_SLOT_", layout.SlotState),
+        ("include/page.h", "fs_means", "FS_MEANS_", layout.Means),
+        ("include/page.h", "fs_contradiction", "FS_", layout.Contradiction),
         ("include/keeper.h", "fs_op", "FS_OP_", protocol.Op),
     ],
 )
@@ -167,8 +171,11 @@ def test_requests() -> None:
     assert protocol.Request.unpack(bytes(24)) is None
 
 
-def hooks() -> set[str]:
+def hooks(library: str) -> set[str]:
+    """Return the functions that a library intercepts: the core, or that and all others."""
     text = (PRELOAD / "hooks.h").read_text()
+    if library == "libfsocket.so":
+        text = text.partition("#define FS_READ_HOOKS")[0]
     found = set(re.findall(r"HOOK\([\w *]+, (\w+),", text))
     found.discard("name")  # of the comment that says what a row is
     assert len(found) > 20
@@ -183,20 +190,21 @@ def exports() -> set[str]:
 
 def test_exports_are_the_hooks() -> None:
     """Beside them there is only what the keeper calls."""
-    extra = exports() - hooks()
-    assert not hooks() - exports()
+    extra = exports() - hooks("libfsocket-lean.so")
+    assert not hooks("libfsocket-lean.so") - exports()
     assert all(name.startswith("fsocket_") for name in extra), extra
 
 
-def test_library_defines_its_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", LIBRARIES.values())
+def test_library_defines_its_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook without a wrapper would be exported by nobody.
 
     What was loaded stays loaded, and a later test may fork: the library is to do nothing here.
     """
     monkeypatch.setenv("FASTSOCKET_LISTEN_SPAWN", "0")
-    library = ctypes.CDLL(str(native_file("libfsocket.so")))
+    library = ctypes.CDLL(str(native_file(name)))
     text = subprocess.run(
-        ["readelf", "--wide", "--dyn-syms", NATIVE_DIR / "libfsocket.so"],
+        ["readelf", "--wide", "--dyn-syms", native_file(name)],
         capture_output=True,
         text=True,
         check=True,
@@ -206,5 +214,5 @@ def test_library_defines_its_exports(monkeypatch: pytest.MonkeyPatch) -> None:
         for words in map(str.split, text.splitlines())
         if len(words) == 8 and words[4] == "GLOBAL" and words[6] != "UND"
     }
-    assert defined == exports()
-    assert all(getattr(library, name) for name in defined)
+    assert defined == hooks(name) | exports() - hooks("libfsocket-lean.so")
+    assert all(getattr(library, symbol) for symbol in defined)

@@ -19,7 +19,7 @@ from fastsocket.host.limits import live_limits
 from fastsocket.host.safety import require_trusted
 from fastsocket.host.topology import order_physical_first, read_topology
 from fastsocket.listen.page import StatusPage
-from fastsocket.native import native_file
+from fastsocket.native import LIBRARIES, native_file
 
 if TYPE_CHECKING:
     from fastsocket.app.deliver import Deliver
@@ -130,7 +130,7 @@ def launch(
         )
         print(f"fastsocket: {how}: {program.why}", file=sys.stderr)
     if preloads:
-        library = native_file("libfsocket.so")
+        library = native_file(LIBRARIES[parameters.lean])
         require_trusted(library)
         environment = _environment(library, parameters)
         environment.update(deliver.environment if deliver else {})

@@ -5,14 +5,18 @@ import json
 
 import click
 
-from fastsocket.native import native_file
+from fastsocket.config import Parameters
+from fastsocket.native import LIBRARIES, native_file
 
 __all__ = ["command"]
 
 
 @click.command()
+@click.option(
+    "--lean", type=click.Choice(["auto", "off"]), help="auto: the one that makes connections lean."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
+def command(lean: str | None, as_json: bool) -> None:
     """Print the path of libfsocket.so, as in LD_PRELOAD=$(fastsocket lib) nginx."""
-    path = str(native_file("libfsocket.so"))
+    path = str(native_file(LIBRARIES[lean or Parameters.lean]))
     click.echo(json.dumps({"lib": path}) if as_json else path)

@@ -33,6 +33,11 @@ __all__ = ["command"]
     type=click.IntRange(1, 65535),
     help="Connections within this host to PORT skip TCP and IP.",
 )
+@click.option(
+    "--lean",
+    type=click.Choice(["auto", "off"]),
+    help="auto learns per listener which segments a connection can do without.",
+)
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def command(
     profile: str | None,
@@ -40,6 +45,7 @@ def command(
     listen_spawn: int | None,
     receive_flow_deliver: bool | None,
     local_fast_path: int | None,
+    lean: str | None,
     cmd: tuple[str, ...],
 ) -> None:
     """Start CMD accelerated; it keeps the PID, the terminal, signals and the exit code."""
@@ -55,4 +61,6 @@ def command(
         flags["enable_listen_spawn"] = listen_spawn
     if receive_flow_deliver is not None:
         flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
+    if lean is not None:
+        flags["lean"] = lean
     launch(cmd, checked(flags, "the command line", parameters), local_fast_path)

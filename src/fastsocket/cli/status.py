@@ -18,6 +18,11 @@ from fastsocket.host.kernel import verify
 
 __all__ = ["command"]
 
+MEANS = {
+    "defer": "wake-up only when the request is there",
+    "hold": "answer and FIN in one segment",
+    "ack": "no lone ACK of a request",
+}
 TIERS = {
     "migrate": "chosen by CPU and load; a closed slot's connections move on",
     "select": "chosen by CPU and load",
@@ -112,6 +117,22 @@ def _show_features(console: Console, features: list[Feature]) -> None:
     console.print(table)
 
 
+def _show_lean(console: Console, lean: dict[str, Any]) -> None:
+    """Print what was learned of the listener's connections, a line for each means."""
+    if all(means["state"] == "off" for means in lean.values()):
+        return
+    console.print("    lean connections:")
+    for name, means in lean.items():
+        line = f"      {MEANS[name]}: {means['state']}"
+        if means["state"] in ("learning", "dropped"):
+            need = means["need"]
+            line += f", {means['proof']} of {need} connections" if need else " for good"
+            line += f"; {means['why']}" if means["why"] else ""
+        elif means["state"] == "own":
+            line += ", as the application set it"
+        console.print(line, markup=False)
+
+
 def _show_listener(console: Console, listener: dict[str, Any]) -> None:
     address = listener["address"]
     where = f"[{address}]" if ":" in address else address
@@ -120,6 +141,7 @@ def _show_listener(console: Console, listener: dict[str, Any]) -> None:
         console.print("    one worker polls it: nothing to spread")
     elif listener["tier"] in ("select", "migrate"):
         _show_decisions(console, listener["decisions"])
+    _show_lean(console, listener["lean"])
     if listener["unslotted"]:
         reason = f"{listener['unslotted']} workers share a socket: {listener['reason']}"
         console.print(f"    {reason}", markup=False)

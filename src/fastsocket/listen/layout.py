@@ -6,14 +6,22 @@ from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum
 
 __all__ = [
+    "LEAN_MOST_PROOF",
+    "LEAN_NEVER",
+    "LEAN_PROOF",
     "MAGIC",
     "MAX_CPUS",
     "MAX_LISTENERS",
     "MAX_SLOTS",
     "MAX_WORKERS",
+    "MEANS",
     "NO_CPU",
     "VERSION",
+    "Contradiction",
+    "Lean",
+    "LeanMeans",
     "Listener",
+    "Means",
     "Page",
     "Policy",
     "Slot",
@@ -30,6 +38,10 @@ MAX_WORKERS = 1024
 MAX_PROCESSES = 1024
 MAX_CPUS = 1024
 NO_CPU = 0xFFFFFFFF
+LEAN_PROOF = 64
+LEAN_MOST_PROOF = 4096
+LEAN_NEVER = 0xFFFFFFFF
+MEANS = 3
 
 
 class Tier(IntEnum):
@@ -56,6 +68,28 @@ class SlotState(IntEnum):
     CLAIMED = 1
     PAUSED = 2
     ORPHAN = 3
+
+
+class Means(IntEnum):
+    """What lean connections may do without."""
+
+    DEFER = 0
+    HOLD = 1
+    ACK = 2
+
+
+class Contradiction(IntEnum):
+    """What a connection did that a means cannot be used with."""
+
+    NOTHING = 0
+    SPOKE_FIRST = 1
+    WAITED = 2
+    SLEPT = 3
+    WAS_SLOW = 4
+    READ_ON = 5
+    SHARED = 6
+    SET_OPTION = 7
+    VARIED = 8
 
 
 class Worker(ctypes.Structure):
@@ -106,6 +140,29 @@ class Slot(ctypes.Structure):
     )
 
 
+class LeanMeans(ctypes.Structure):
+    """struct fs_lean_means."""
+
+    _fields_ = (
+        ("proof", c_uint32),
+        ("need", c_uint32),
+        ("drops", c_uint32),
+        ("reason", c_uint32),
+    )
+
+
+class Lean(ctypes.Structure):
+    """struct fs_lean."""
+
+    _fields_ = (
+        ("means", LeanMeans * len(Means)),
+        ("on", c_uint32),
+        ("own", c_uint32),
+        ("exchange", c_uint32),
+        ("pad", c_uint32),
+    )
+
+
 class Listener(ctypes.Structure):
     """struct fs_listener."""
 
@@ -131,6 +188,7 @@ class Listener(ctypes.Structure):
         ("past_spilled", c_uint64),
         ("cpu_slot", c_uint16 * MAX_CPUS),
         ("pad", c_uint8 * 24),
+        ("lean", Lean),
         ("slot", Slot * MAX_SLOTS),
     )
 
@@ -152,7 +210,8 @@ class Page(ctypes.Structure):
         ("keeper", c_uint32),
         ("cpu_order", c_uint16 * MAX_CPUS),
         ("process", c_uint32 * MAX_PROCESSES),
-        ("pad", c_uint8 * 12),
+        ("lean", c_uint32),
+        ("pad", c_uint8 * 8),
         ("worker", Worker * MAX_WORKERS),
         ("listener", Listener * MAX_LISTENERS),
     )

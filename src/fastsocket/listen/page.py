@@ -17,6 +17,7 @@ from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
 from fastsocket.listen.layout import NO_CPU, Page, Policy, SlotState, Tier
+from fastsocket.listen.lean import lean_snapshot
 from fastsocket.listen.queues import Queue
 
 __all__ = ["StatusPage", "snapshot"]
@@ -103,19 +104,20 @@ def snapshot(
     """Return the listeners of a page with their slots, ready for JSON.
 
     A listener has ``address`` (text), ``port``, ``tier``, ``decisions``, ``queue``, ``unslotted``
-    (workers that got no slot), ``reason`` (why the last one did not), ``passed``, ``stolen`` and
-    ``slots``. Its ``decisions`` are connections sent to a worker of the CPU that they came in on
-    (``local``) or of another (``spilled``), accepted from another worker's slot (``stolen``), and
-    left to the kernel's hash because no worker polled (``passed``); its ``queue`` is what its slots
-    have ``waiting`` and ``dropped`` in sum, and the longest ``unserved_ms``;
-    a slot has ``slot``, ``pid``, ``tid``, ``cpu`` (None if it serves none), ``cookie`` (of its
-    socket, as ``ss -e`` shows it), ``pinned``, ``state``, ``accepted``, ``assigned``,
-    ``spilled``, ``live``, ``waiting`` (in its accept queue; where the kernel does not tell,
-    assigned and not yet accepted), ``backlog`` (as many may wait) and ``dropped`` (by that queue;
-    both None where the kernel does not tell), ``unserved_ms`` (for how long connections have waited
-    and none was accepted), ``busy`` (whether its worker is away from its wait), ``opened``
-    (connections that its worker opened from a port of its CPU) and ``borrowed`` (from another port,
-    because those were used up).
+    (workers that got no slot), ``reason`` (why the last one did not), ``passed``, ``stolen``,
+    ``lean`` (see :func:`fastsocket.listen.lean.lean_snapshot`) and ``slots``. Its ``decisions`` are
+    connections sent to a worker of the CPU that they came in on (``local``) or of another
+    (``spilled``), accepted from another worker's slot (``stolen``), and left to the kernel's hash
+    because no worker polled (``passed``); its ``queue`` is what its slots have ``waiting`` and
+    ``dropped`` in sum, and the longest ``unserved_ms``. A slot has ``slot``, ``pid``, ``tid``,
+    ``cpu`` (None if it serves none), ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``,
+    ``state``, ``accepted``, ``assigned``, ``spilled``, ``live``, ``waiting`` (in its accept queue;
+    where the kernel does not tell, assigned and not yet accepted), ``backlog`` (as many may wait)
+    and ``dropped`` (by that queue; both None where the kernel does not tell, this one also with
+    lean connections, where it counts the ACKs of deferred ones), ``unserved_ms`` (for how long
+    connections have waited and none was accepted), ``busy`` (whether its worker is away from its
+    wait), ``opened`` (connections that its worker opened from a port of its CPU) and ``borrowed``
+    (from another port, because those were used up).
 
     Args:
         page: Of an application, which may have scribbled over it.
@@ -144,6 +146,7 @@ def snapshot(
                 "unslotted": entry.unslotted,
                 "reason": os.strerror(entry.reason & LARGEST_ERRNO) if entry.reason else "",
                 "stolen": entry.stolen,
+                "lean": lean_snapshot(page, entry.lean),
                 "slots": slots,
             }
         )
@@ -208,7 +211,7 @@ def _slot(
         "live": max(0, ctypes.c_int32(slot.live).value),
         "waiting": waiting,
         "backlog": queue.limit if queue else None,
-        "dropped": queue.drops if queue else None,
+        "dropped": queue.drops if queue and not page.lean else None,
         "unserved_ms": unserved_ns // 1_000_000,
         "busy": worker.busy_since != 0,
         "opened": worker.opened,
