@@ -9,7 +9,6 @@
 
 #include "lean.h"
 
-
 /* What the descriptor was counts no longer. */
 static void forget(int fd)
 {
