@@ -45,6 +45,10 @@ bench: packages-all install ## measure on this machine and write the figures int
 
 soak: packages-all install ## servers in random trouble for SOAK seconds: no loss, no growth, no stuck slot
 	$(BIN)/python tools/soak.py --seconds $(SOAK)
+	FASTSOCKET_FLOOD=60000 $(BIN)/pytest -q tests/apps/test_deliver.py
+
+man: install ## write docs/fastsocket.1 from the commands' own help
+	$(BIN)/python tools/manpage.py
 
 lock: packages-all install ## renew requirements.lock (the only target that asks for newer packages)
 	$(BIN)/pip install --quiet uv
@@ -78,4 +82,4 @@ install: | packages-run
 	@$(MAKE) -s --no-print-directory -C native
 
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format bench soak lock clean packages-run packages-all install
+.PHONY: help setup demo test lint format bench soak man lock clean packages-run packages-all install

@@ -19,9 +19,10 @@ NONE = "No figures yet: run `make bench`."
 
 
 def filled(readme: str, evaluation: str | None) -> str:
-    """Return the README with the evaluation between its marks, None for no evaluation yet.
+    """Return the README with the evaluation's first result between its marks.
 
-    The evaluation's title is left out, and its headings move down one level, below "## Figures".
+    Its host goes along, further results are in the evaluation; None stands for no evaluation yet.
+    Headings move down one level, below "## Figures".
 
     Raises:
         ValueError: The README has not exactly one marked section.
@@ -32,8 +33,9 @@ def filled(readme: str, evaluation: str | None) -> str:
     after = rest.split(END)[1]
     text = NONE
     if evaluation is not None:
-        text = re.sub(r"\A# .*\n+", "", evaluation)
-        text = re.sub(r"^(#+ )", r"#\1", text, flags=re.MULTILINE).strip()
+        first, *others = re.split(r"^(?=## )", re.sub(r"\A# .*\n+", "", evaluation), flags=re.M)[1:]
+        host = [section for section in others if section.startswith("## Host\n")]
+        text = re.sub(r"^(#+ )", r"#\1", "".join([first, *host]), flags=re.M).strip()
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 

@@ -40,7 +40,12 @@ def main() -> int:
         running[server] = subprocess.Popen([str(word) for word in command])
     # Ctrl-C reaches them, too; they keep what they have.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in running.values()])
+
+    def end(number: int, frame: object) -> None:
+        for process in running.values():
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, end)
     failed = [server for server, process in running.items() if process.wait() != 0]
     print(f"not passed: {', '.join(failed)}" if failed else "passed")
     return 1 if failed else 0

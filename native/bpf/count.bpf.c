@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Counters of the benchmark: lock contentions, reschedule interrupts, for each accepting thread
+ * Counters of the benchmark: lock contentions, reschedule interrupts and whom they wake, for each accepting thread
  * how many connections it accepted and how many of them came in on its own CPU, connections that
  * ended unanswered (in the queue of a listener that closed, or in a process that died), reads of a
  * server whose data came in on the reader's CPU, and packets of connections that a proxy opened
@@ -20,6 +20,8 @@
 #define MAX_SITES 4096
 #define MAX_FRAMES 24
 #define MAX_OPENERS 65536
+#define MAX_WOKEN 1024
+#define COMM_LEN 16
 #define SOCK_STREAM 1
 #define PF_EXITING 0x4
 
@@ -96,6 +98,7 @@ struct files_struct {
 struct task_struct {
 	struct files_struct *files;
 	unsigned int flags;
+	char comm[COMM_LEN];
 } __attribute__((preserve_access_index));
 
 struct pt_regs___x86 {
@@ -107,7 +110,7 @@ struct pt_regs___arm64 {
 } __attribute__((preserve_access_index));
 
 /*
- * Whose connections count: inode number of the network namespace, and port. The first target is a
+ * Whose connections count: inode number of the network namespace, and port, 0 for all. The first is a
  * listener, the second the backend that a proxy in that namespace connects to.
  */
 enum role {
@@ -119,6 +122,12 @@ enum role {
 struct target {
 	__u32 netns;
 	__u32 port;
+};
+
+/* A thread on a CPU: one that is not pinned has several. */
+struct acceptor {
+	__u32 tid;
+	__u32 cpu;
 };
 
 struct accepts {
@@ -151,7 +160,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_THREADS);
-	__type(key, __u32);
+	__type(key, struct acceptor);
 	__type(value, struct accepts);
 } threads SEC(".maps");
 
@@ -168,6 +177,26 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } sites SEC(".maps");
+
+struct comm {
+	char name[COMM_LEN];
+};
+
+/* The task that this CPU is waking; no name where it wakes none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct comm);
+} waking SEC(".maps");
+
+/* Reschedule interrupts sent, by the name of the task that they were sent for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_WOKEN);
+	__type(key, struct comm);
+	__type(value, __u64);
+} woken SEC(".maps");
 
 /* Numbers of accept and accept4 on this architecture, set by the loader. */
 const volatile long accept_nr = -1;
@@ -187,7 +216,7 @@ static __always_inline bool is_target(const struct sock *sk, enum role role, __b
 	__u32 key = role;
 	struct target *target = bpf_map_lookup_elem(&target_map, &key);
 
-	return target && bpf_ntohs(port) == target->port &&
+	return target && (!target->port || bpf_ntohs(port) == target->port) &&
 	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
 }
 
@@ -247,7 +276,7 @@ int on_accept(struct bpf_raw_tracepoint_args *ctx)
 {
 	long nr = syscall_nr((void *)ctx->args[0]);
 	struct accepts fresh = {}, *mine;
-	__u32 tid;
+	struct acceptor acceptor;
 	struct socket *socket;
 	struct sock *sk;
 
@@ -259,16 +288,17 @@ int on_accept(struct bpf_raw_tracepoint_args *ctx)
 	sk = BPF_CORE_READ(socket, sk);
 	if (!is_watched(sk))
 		return 0;
-	tid = bpf_get_current_pid_tgid();
-	mine = bpf_map_lookup_elem(&threads, &tid);
+	acceptor.tid = bpf_get_current_pid_tgid();
+	acceptor.cpu = bpf_get_smp_processor_id();
+	mine = bpf_map_lookup_elem(&threads, &acceptor);
 	if (!mine) {
-		bpf_map_update_elem(&threads, &tid, &fresh, BPF_NOEXIST);
-		mine = bpf_map_lookup_elem(&threads, &tid);
+		bpf_map_update_elem(&threads, &acceptor, &fresh, BPF_NOEXIST);
+		mine = bpf_map_lookup_elem(&threads, &acceptor);
 		if (!mine)
 			return 0;
 	}
 	mine->accepted++;
-	if (BPF_CORE_READ(sk, __sk_common.skc_incoming_cpu) == (int)bpf_get_smp_processor_id())
+	if (BPF_CORE_READ(sk, __sk_common.skc_incoming_cpu) == (int)acceptor.cpu)
 		mine->local++;
 	return 0;
 }
@@ -287,6 +317,96 @@ int on_contention_site(void *ctx)
 		__sync_fetch_and_add(seen, 1);
 	else
 		bpf_map_update_elem(&sites, &key, &one, BPF_NOEXIST);
+	return 0;
+}
+
+static __always_inline struct comm *woken_here(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&waking, &key);
+}
+
+/* Argument: the task. Interrupts are off from here to on_woken, so that nothing comes between. */
+SEC("raw_tp/sched_waking")
+int on_waking(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct task_struct *task = (const struct task_struct *)ctx->args[0];
+	struct comm *comm = woken_here();
+
+	if (comm) {
+		__builtin_memset(comm, 0, sizeof(*comm));
+		BPF_CORE_READ_STR_INTO(&comm->name, task, comm);
+	}
+	return 0;
+}
+
+SEC("raw_tp/sched_wakeup")
+int on_woken(void *ctx __attribute__((unused)))
+{
+	struct comm *comm = woken_here();
+
+	if (comm)
+		__builtin_memset(comm, 0, sizeof(*comm));
+	return 0;
+}
+
+static __always_inline void charge(const struct comm *comm)
+{
+	__u64 one = 1, *seen = bpf_map_lookup_elem(&woken, comm);
+
+	if (seen)
+		__sync_fetch_and_add(seen, 1);
+	else
+		bpf_map_update_elem(&woken, comm, &one, BPF_NOEXIST);
+}
+
+/*
+ * Arguments: CPU, call site, function to call there. A reschedule interrupt calls none; a wake-up
+ * that is handed to the other CPU as a call ends here.
+ */
+SEC("raw_tp/ipi_send_cpu")
+int on_interrupt(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct comm *comm = woken_here(), key;
+
+	if (!comm)
+		return 0;
+	if (ctx->args[2]) {
+		__builtin_memset(comm, 0, sizeof(*comm));
+		return 0;
+	}
+	key = *comm;
+	charge(&key);
+	return 0;
+}
+
+/*
+ * Where the kernel does not tell who is interrupted for whom: the receiver's side. The task that a
+ * CPU switches to after a reschedule interrupt is the one that it was sent for.
+ */
+SEC("raw_tp/reschedule_entry")
+int on_interrupted(void *ctx __attribute__((unused)))
+{
+	struct comm *comm = woken_here();
+
+	if (comm)
+		comm->name[0] = 1;
+	return 0;
+}
+
+/* Arguments: whether it was preempted, the task before, the task after. */
+SEC("raw_tp/sched_switch")
+int on_switch(struct bpf_raw_tracepoint_args *ctx)
+{
+	const struct task_struct *task = (const struct task_struct *)ctx->args[2];
+	struct comm *comm = woken_here(), key = {};
+
+	if (!comm || !comm->name[0])
+		return 0;
+	comm->name[0] = 0;
+	BPF_CORE_READ_STR_INTO(&key.name, task, comm);
+	charge(&key);
 	return 0;
 }
 

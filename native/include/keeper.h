@@ -15,7 +15,7 @@
 enum fs_op {
 	FS_OP_JOIN = 1, /* + listening socket: which listener is it; reply + status page */
 	FS_OP_ADD = 2, /* + a slot's socket: let the select program choose it */
-	FS_OP_WORKER = 3, /* worker `worker` claimed `slot` of `listener`: watch it */
+	FS_OP_WORKER = 3, /* a worker is about to claim a slot: watch it */
 	FS_OP_STATUS = 4, /* reply + a file that holds JSON of the application */
 };
 

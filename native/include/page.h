@@ -64,7 +64,9 @@ struct fs_worker {
 	__u32 tid; /* lock: thread */
 	__u32 cpu; /* lock: CPU that it runs on, FS_NO_CPU if not pinned */
 	__u32 pinned; /* lock: 1 if Fastsocket pinned it */
-	__u64 pad[3];
+	__u64 opened; /* shim: connections whose port is of its CPU's slice */
+	__u64 borrowed; /* shim: connections that found no port there */
+	__u64 pad;
 } __attribute__((aligned(64)));
 
 /* One listening socket of a listener. */

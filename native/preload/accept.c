@@ -12,11 +12,12 @@ struct source {
 
 static COLD struct source accept_source(struct listener *l)
 {
-	struct stand_in *own;
+	struct stand_in *own = l->stand_ins ? fs_stand_in(l, fs_last_epfd) : NULL;
 
-	fs_claim_without_epoll(l);
+	/* A thread that polls a slot does not take a second one, which another thread left. */
+	if (!own)
+		fs_claim_without_epoll(l);
 	lean_accepting(l->fd);
-	own = l->stand_ins ? fs_stand_in(l, fs_last_epfd) : NULL;
 	return own ? (struct source){own->fd, own->slot} : (struct source){l->fd, l->slot};
 }
 

@@ -202,6 +202,9 @@ int fs_claim(struct listener *l, int epfd)
 		return -1;
 	}
 	fs_hold_signals(&before);
+	/* Before the claim: once it has a slot, its death must be noticed. */
+	fs_keeper_tell(FS_OP_WORKER, l, 0, 0, -1);
+	errno = saved_errno;
 	fs_lock(&pl->lock, &guard);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
 	if (!first && epfd < 0) { /* another thread was quicker, and this one polls the same */
@@ -249,8 +252,6 @@ int fs_claim(struct listener *l, int epfd)
 		l->paused = 0;
 	}
 	fs_unlock(&pl->lock, &guard);
-	if (slot >= 0)
-		fs_keeper_tell(FS_OP_WORKER, l, slot, fs_worker - fs_page->worker, -1);
 	fs_release_signals(&before);
 	errno = saved_errno;
 	return slot;

@@ -3,6 +3,9 @@
  * Which CPU a worker serves: chosen at its claim, and again when others left. All of it runs under
  * the listener's lock in the status page.
  */
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "fsocket.h"
 
 /* Read once: a process that scribbles over the page must not change it between check and use, in
@@ -61,6 +64,29 @@ static void change_cpu(struct fs_listener *pl, int index, uint32_t cpu)
 	fs_link_cpu(pl, index);
 }
 
+/* Whether the page may tell us to move that thread. For root the kernel allows it with any thread of
+ * the host, so it must be one of this process, of a child, or of a process with the same parent.
+ */
+static int is_kin(pid_t pid)
+{
+	pid_t parent;
+
+	if (geteuid() || pid == fs_pid)
+		return 1;
+	parent = fs_parent_of(pid);
+	return parent == fs_pid || (parent > 1 && parent == getppid());
+}
+
+static int pin(const struct fs_worker *worker, const cpu_set_t *set)
+{
+	pid_t pid = __atomic_load_n(&worker->pid, __ATOMIC_RELAXED);
+	pid_t tid = __atomic_load_n(&worker->tid, __ATOMIC_RELAXED);
+
+	if (!is_kin(pid) || syscall(SYS_tgkill, pid, tid, 0) < 0)
+		return -1;
+	return sched_setaffinity(tid, sizeof(*set), set);
+}
+
 /* Move one worker that we pinned from the CPU with the most slots to that with the fewest: during
  * a reload old and new workers share the CPUs, and the old ones leave in any order.
  */
@@ -85,7 +111,7 @@ static int move_worker(struct fs_listener *pl)
 		struct fs_worker *worker = fs_worker_of(&pl->slot[i]);
 
 		if (pl->slot[i].state != FS_SLOT_CLAIMED || pl->slot[i].cpu != fullest ||
-		    !worker->pinned || sched_setaffinity(worker->tid, sizeof(one), &one) < 0)
+		    !worker->pinned || pin(worker, &one) < 0)
 			continue;
 		worker->cpu = emptiest;
 		change_cpu(pl, i, emptiest);
@@ -149,8 +175,7 @@ void fs_pin_workers(struct fs_listener *pl)
 		CPU_ZERO(&one);
 		CPU_SET(cpu, &one);
 		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
-		    !CPU_EQUAL(&one, &now) &&
-		    sched_setaffinity(worker->tid, sizeof(one), &one) == 0)
+		    !CPU_EQUAL(&one, &now) && pin(worker, &one) == 0)
 			worker->pinned = 1;
 		worker->cpu = cpu;
 	}

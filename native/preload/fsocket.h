@@ -24,6 +24,10 @@
 #include "keeper.h"
 #include "page.h"
 
+#ifndef IP_LOCAL_PORT_RANGE
+#define IP_LOCAL_PORT_RANGE 51 /* since Linux v6.3 */
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #define EXPORT __attribute__((visibility("default")))
@@ -181,6 +185,12 @@ static inline uint64_t fs_now(void)
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
 }
 
+/* connect.c: receive flow deliver */
+extern int fs_deliver; /* connections take their port from the CPU's slice */
+extern int fs_own_ranges; /* the application sets ranges of local ports itself */
+void fs_slices_find(void);
+int fs_bind_now(int fd);
+
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);
 int fs_private_room(void);
@@ -259,6 +269,7 @@ int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker,
 /* resume.c */
 void fs_resume_find(void);
 void fs_keeper_ensure(void);
+pid_t fs_keeper_anew(void);
 
 /* lock.c */
 
@@ -273,6 +284,7 @@ int fs_trylock(uint32_t *word, struct fs_guard *guard);
 void fs_unlock(uint32_t *word, const struct fs_guard *guard);
 int fs_alive(uint32_t pid, uint32_t tid, uint64_t start);
 uint64_t fs_start_time(pid_t pid);
+pid_t fs_parent_of(pid_t pid);
 void fs_hold_signals(struct fs_guard *guard);
 void fs_release_signals(const struct fs_guard *guard);
 

@@ -9,6 +9,9 @@
 /* clang-format off */
 #define FS_CORE_HOOKS(HOOK) \
 	HOOK(int, listen, (int fd, int backlog), (fd, backlog)) \
+	HOOK(int, bind, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
+	HOOK(int, connect, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
+	HOOK(int, getsockname, (int fd, struct sockaddr *addr, socklen_t *len), (fd, addr, len)) \
 	HOOK(int, accept, (int fd, struct sockaddr *addr, socklen_t *len), (fd, addr, len)) \
 	HOOK(int, accept4, (int fd, struct sockaddr *addr, socklen_t *len, int flags), (fd, addr, len, flags)) \
 	HOOK(int, close, (int fd), (fd)) \
@@ -63,7 +66,6 @@
 	HOOK(ssize_t, sendfile64, (int out, int in, off_t *offset, size_t count), (out, in, offset, count)) \
 	HOOK(ssize_t, splice, (int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags), (in, in_offset, out, out_offset, size, flags)) \
 	HOOK(int, dup, (int fd), (fd)) \
-	HOOK(int, connect, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
 	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(long, syscall, (long number, long a, long b, long c, long d, long e, long f), (number, a, b, c, d, e, f))

@@ -94,6 +94,7 @@ __attribute__((constructor)) static void start(void)
 	fs_mode = mode ? atoi(mode) : 2;
 	if (!__register_atfork)
 		fs_mode = 0;
+	fs_slices_find();
 	if (!fs_mode)
 		return;
 	make_fd_table();

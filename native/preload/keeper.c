@@ -14,10 +14,10 @@
 
 #include "fsocket.h"
 
-#define PATIENCE_S 2
+#define PATIENCE_S 5 /* without an answer a worker would share a socket for good */
 #define MAX_FDS 2
-#define RESTART_PAUSE_NS 10000000
-#define RESTART_PAUSES 150
+#define PAUSE_NS 10000000
+#define PAUSES 500 /* at most, while a new keeper's process lives */
 #define BPF_MAP "anon_inode:bpf-map" /* as /proc shows one */
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -73,17 +73,31 @@ static int try_keeper(void)
 	return fd;
 }
 
-/* A keeper that was killed is replaced; the new one takes a moment to come. */
-static int connect_keeper(void)
+/* A keeper that was killed is replaced; the new one takes a moment to come, for which a worker that
+ * only tells of itself need not wait: it is in the page, where the new one looks.
+ */
+static int connect_keeper(enum fs_op op)
 {
-	const struct timespec pause = {.tv_nsec = RESTART_PAUSE_NS};
+	const struct timespec pause = {.tv_nsec = PAUSE_NS};
 	int fd = try_keeper();
 
-	if (fd >= 0 || errno != ECONNREFUSED || !fs_page || !fs_page->keeper)
+	if (fd >= 0 || errno != ECONNREFUSED)
+		return fd;
+	if (!fs_page) {
+		pid_t keeper = fs_keeper_anew();
+
+		for (int i = 0; fd < 0 && i < PAUSES && fs_alive(keeper, keeper, 0); i++) {
+			nanosleep(&pause, NULL);
+			fd = try_keeper();
+		}
+		return fd;
+	}
+	if (!fs_page->keeper)
 		return fd;
 	fs_keeper_ensure();
-	for (int i = 0;
-	     fd < 0 && i < RESTART_PAUSES && fs_alive(fs_page->keeper, fs_page->keeper, 0); i++) {
+	for (int i = 0; op != FS_OP_WORKER && fd < 0 && i < PAUSES &&
+			fs_alive(fs_page->keeper, fs_page->keeper, 0);
+	     i++) {
 		nanosleep(&pause, NULL);
 		fd = try_keeper();
 	}
@@ -98,7 +112,7 @@ static int ask_once(struct fs_request *request, int fd, struct fs_reply *reply, 
 	} control = {0};
 	struct iovec part = {.iov_base = request, .iov_len = sizeof(*request)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	int keeper = connect_keeper(), error, result = -1;
+	int keeper = connect_keeper(request->op), error, result = -1;
 	struct cmsghdr *head;
 	ssize_t length;
 

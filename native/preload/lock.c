@@ -111,41 +111,50 @@ void fs_release_signals(const struct fs_guard *guard)
 	be_as_before(guard);
 }
 
-/* A thread's state (a letter) and start time in clock ticks after boot, from /proc; 0 where
- * that does not tell, as in a chroot.
- */
-static char read_stat(pid_t pid, pid_t tid, uint64_t *start)
+/* What /proc says of a thread; all 0 where it says nothing, as in a chroot. */
+struct stat_line {
+	uint64_t start; /* in clock ticks after boot */
+	pid_t parent;
+	char state; /* a letter */
+};
+
+static struct stat_line read_stat(pid_t pid, pid_t tid)
 {
-	char path[48], text[1024], *at, state;
+	char path[48], text[1024], *at;
+	struct stat_line line = {0};
 	ssize_t length;
 	int fd;
 
-	*start = 0;
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return 0;
+		return line;
 	length = read(fd, text, sizeof(text) - 1);
 	NEXT(close)(fd);
 	if (length <= 0)
-		return 0;
+		return line;
 	text[length] = 0;
 	at = strrchr(text, ')'); /* the name may hold anything; field 3 follows it */
 	if (!at || !at[1])
-		return 0;
-	state = at[2];
-	for (int field = 2; at && field < 22; field++)
-		at = strchr(at + 1, ' ');
-	*start = at ? strtoull(at, NULL, 10) : 0;
-	return state;
+		return line;
+	line.state = at[2];
+	for (int field = 3; (at = strchr(at + 1, ' ')) && field <= 22; field++) {
+		if (field == 4)
+			line.parent = atoi(at);
+		if (field == 22)
+			line.start = strtoull(at, NULL, 10);
+	}
+	return line;
 }
 
 uint64_t fs_start_time(pid_t pid)
 {
-	uint64_t start;
+	return read_stat(pid, pid).start;
+}
 
-	read_stat(pid, pid, &start);
-	return start;
+pid_t fs_parent_of(pid_t pid)
+{
+	return read_stat(pid, pid).parent;
 }
 
 /* Whether the thread lives, rather than being dead and not yet waited for; `start` (0:
@@ -160,7 +169,7 @@ int fs_alive(uint32_t pid, uint32_t tid, uint64_t start)
 		return 0;
 	if (syscall(SYS_tgkill, pid, tid, 0) < 0 && errno == ESRCH)
 		return 0;
-	state = read_stat(pid, tid, &now);
+	state = read_stat(pid, tid).state;
 	if (state == 'Z' || state == 'X')
 		return 0;
 	now = start ? fs_start_time(pid) : 0;

@@ -20,9 +20,6 @@
 #ifndef SO_TXREHASH
 #define SO_TXREHASH 74
 #endif
-#ifndef IP_LOCAL_PORT_RANGE
-#define IP_LOCAL_PORT_RANGE 51
-#endif
 #define LARGEST 256 /* bytes of the largest option below */
 
 /* Options that an accepted connection takes over from its listener, or that decide which

@@ -9,8 +9,19 @@
 #include "fsocket.h"
 
 /* Let the kernel move an orphan's queue to the slots that are polled: a socket that stops to
- * listen hands it over. The application's own socket listens again at once, for it may be
- * what the next worker polls.
+ * listen hands it over. Returns whether it did stop.
+ */
+static int pass_queue_on(struct fs_listener *pl, struct fs_slot *slot, int fd)
+{
+	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
+	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
+		return 0;
+	slot->published = 0;
+	return 1;
+}
+
+/* The worker of an orphan is gone for good. The application's own socket listens again at once,
+ * for it may be what the next worker polls.
  */
 static void hand_over(struct fs_listener *pl, int index, int fd)
 {
@@ -20,10 +31,8 @@ static void hand_over(struct fs_listener *pl, int index, int fd)
 		fs_steer_classic(pl, fd); /* what waits there already, the others accept */
 	if (slot->forked || fs_alive(slot->left_in, slot->left_in, 0))
 		return; /* a child or a further thread may poll it still */
-	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
-	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
+	if (!pass_queue_on(pl, slot, fd))
 		return;
-	slot->published = 0;
 	if (slot->own)
 		NEXT(listen)(fd, pl->backlog);
 	else
@@ -95,6 +104,18 @@ void fs_go_on(struct listener *l, int backlog)
 	fs_unlock(&pl->lock, &guard);
 }
 
+/* A thread gives up a slot. What waits there would wait until another thread happens to accept; the
+ * socket goes on, a further thread may poll it.
+ */
+static void leave(struct listener *l, struct fs_listener *pl, int index)
+{
+	int fd = fs_fd_of_cookie(l->page_index, pl->slot[index].cookie);
+
+	fs_abandon(pl, index);
+	if (pass_queue_on(pl, &pl->slot[index], fd))
+		NEXT(listen)(fd, pl->backlog);
+}
+
 /* A thread that polled slots ends; its process goes on. */
 void fs_thread_ends(void *worker)
 {
@@ -110,12 +131,12 @@ void fs_thread_ends(void *worker)
 		fs_lock(&pl->lock, &guard);
 		for (int j = l->stand_ins - 1; j >= 0; j--)
 			if (fs_worker_of(&pl->slot[l->stand_in[j].slot]) == worker) {
-				fs_abandon(pl, l->stand_in[j].slot);
+				leave(l, pl, l->stand_in[j].slot);
 				l->stand_in[j] = l->stand_in[--l->stand_ins];
 			}
 		if (l->slot >= 0 && (uint32_t)l->tid == fs_worker->tid &&
 		    fs_worker_of(&pl->slot[l->slot]) == worker) {
-			fs_abandon(pl, l->slot);
+			leave(l, pl, l->slot);
 			l->slot = UNCLAIMED;
 			l->epfd = -1;
 			fs_unclaimed++;

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -43,7 +44,8 @@ static void become_keeper(void)
 	static char *const environment[] = {"FASTSOCKET_LISTEN_SPAWN=0", NULL};
 	sigset_t none;
 
-	__atomic_store_n(&fs_page->keeper, (uint32_t)syscall(SYS_getpid), __ATOMIC_RELAXED);
+	if (fs_page)
+		__atomic_store_n(&fs_page->keeper, (uint32_t)syscall(SYS_getpid), __ATOMIC_RELAXED);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	syscall(SYS_close_range, 3, ~0U, 0); /* the application's listeners are not the keeper's */
@@ -57,28 +59,50 @@ static pid_t silent_fork(void)
 	return syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
 }
 
+/* Start one; should another process be quicker, it ends. Returns its pid, or 0. */
+static pid_t start_keeper(void)
+{
+	pid_t *keeper, pid, child;
+
+	keeper = mmap(NULL, sizeof(*keeper), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
+	if (keeper == MAP_FAILED)
+		return 0;
+	child = silent_fork();
+	if (child == 0) {
+		pid = silent_fork();
+		if (pid == 0)
+			become_keeper();
+		*keeper = pid;
+		_exit(0);
+	}
+	while (child > 0 && waitpid(child, NULL, __WALL) < 0 && errno == EINTR)
+		;
+	pid = child > 0 && *keeper > 0 ? *keeper : 0;
+	munmap(keeper, sizeof(*keeper));
+	return pid;
+}
+
+/* A program that was just executed by one that had a keeper (HAProxy at a reload), and finds none,
+ * knows no page: a new keeper finds that for it, and ends if it is gone. Returns its pid, or 0.
+ */
+pid_t fs_keeper_anew(void)
+{
+	return command[0] && geteuid() == identity ? start_keeper() : 0;
+}
+
 /* See to it that a keeper lives or is about to. */
 void fs_keeper_ensure(void)
 {
 	uint32_t keeper = fs_page ? fs_page->keeper : 0;
 	int saved = errno;
-	pid_t child;
 
 	if (!keeper || !command[0] || geteuid() != identity || fs_alive(keeper, keeper, 0) ||
 	    !__atomic_compare_exchange_n(&fs_page->keeper, &keeper, fs_pid, 0, __ATOMIC_RELAXED,
 					 __ATOMIC_RELAXED))
 		goto out;
-	child = silent_fork();
-	if (child == 0) {
-		if (silent_fork() == 0)
-			become_keeper();
-		_exit(0);
-	}
-	if (child < 0)
+	if (!start_keeper())
 		fs_page->keeper = keeper; /* as dead as it was */
-	else
-		while (waitpid(child, NULL, __WALL) < 0 && errno == EINTR)
-			;
 out:
 	errno = saved;
 }

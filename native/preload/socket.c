@@ -12,8 +12,11 @@
 
 EXPORT int listen(int fd, int backlog)
 {
-	int result = NEXT(listen)(fd, backlog);
+	int result;
 
+	if (unlikely(fs_deliver))
+		fs_bind_now(fd);
+	result = NEXT(listen)(fd, backlog);
 	if (result == 0 && fs_mode)
 		fs_listener_add(fd, backlog, 0);
 	return result;
@@ -63,6 +66,8 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 		return 0;
 	result = NEXT(setsockopt)(fd, level, name, value, len);
 	saved = errno;
+	if (unlikely(level == IPPROTO_IP && name == IP_LOCAL_PORT_RANGE))
+		fs_own_ranges = 1;
 	if (unlikely(result == 0 && forbids_siblings(level, name)))
 		forbid_siblings(fd);
 	else if (l && result == 0) {

@@ -4,11 +4,11 @@
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import fastsocket as fastsocket_package
@@ -78,8 +78,8 @@ def test_detach_puts_it_back_and_loses_nothing(tmp_path: Path) -> None:
     before = attached_programs()
     command = nginx(tmp_path, f"listen 127.0.0.1:{PORT} reuseport;")
     with Application(command, PORT, accelerated=False) as server:
-        time.sleep(0.2)
         pid = str(server.pid)
+        wait_until(lambda: len(psutil.Process(server.pid).children()) == 2, "the workers")
         with load(PORT) as running:
             for _ in range(3):
                 steered("attach", pid)

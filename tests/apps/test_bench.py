@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -61,7 +62,7 @@ def test_two_rounds_yield_every_metric(tmp_path):
     output = tmp_path / "result.json"
     done = call(
         *("bench", "short", "--server", "nginx", "--modes", "stock,reuseport", "--runs", "2"),
-        *("--seconds", "1", "--seed", "1", "--call-sites", "--json", "--output", str(output)),
+        *("--seconds", "1", "--seed", "1", "--json", "--output", str(output)),
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -84,6 +85,8 @@ def test_two_rounds_yield_every_metric(tmp_path):
     if len(os.sched_getaffinity(0)) > 1:
         assert document["modes"]["stock"]["lock_contentions_per_1k"]["low"] > 0
         assert document["call_sites"]["stock"]
+        if Path("/sys/kernel/tracing/events/ipi/ipi_send_cpu").exists():
+            assert document["woken"]["stock"]["nginx"] > 0
     again = call("bench", "short", "--output", str(output))
     assert again.returncode == 4
     assert "--force" in again.stderr
@@ -93,7 +96,7 @@ def test_two_rounds_yield_every_metric(tmp_path):
 def test_other_servers_answer_without_errors(server):
     done = call(
         *("bench", "short", "--server", server, "--modes", "stock", "--runs", "1"),
-        *("--seconds", "0.5", "--json"),
+        *("--seconds", "0.5", "--no-call-sites", "--json"),
     )
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)["modes"]["stock"]
@@ -151,9 +154,14 @@ def test_bad_words_are_usage_errors():
 def test_interruption_keeps_completed_rounds_and_ends_the_server(number):
     words = ["bench", "short", "--modes", "stock", "--runs", "500", "--seconds", "0.2", "--json"]
     bench = subprocess.Popen([*FASTSOCKET, *words], stdout=subprocess.PIPE, text=True)
-    time.sleep(7)
+    runs, end = set(), time.monotonic() + 60
+    while len(runs) < 3:  # the server of each has a directory of its own
+        for name in leftovers():
+            runs.update(re.findall(r"nginx.*(fastsocket-bench-\w+)", name))
+        assert time.monotonic() < end
+        time.sleep(0.05)
     bench.send_signal(number)
-    output, _ = bench.communicate(timeout=30)
+    output, _ = bench.communicate(timeout=60)
     assert bench.returncode == 130
     document = json.loads(output)
     jsonschema.validate(document, schema())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -68,6 +69,32 @@ def test_crash_reloads_nginx():
     assert stock["kills"] >= 3
     assert stock["reloads"] >= 1
     assert stock["queued_lost"] == 0
+
+
+@pytest.mark.parametrize("server", ["haproxy", "gunicorn"])
+def test_crash_under_fastsocket_loses_nothing(server):
+    words = ["--server", server, "--modes", "fastsocket", "--seconds", "6", "--connections", "8"]
+    ours = bench("crash", *words)["fastsocket"]
+    assert ours["lost"] == ours["queued_lost"] == 0
+    assert ours["completed"] > 50
+    assert ours["reloads"] >= 1
+    assert ours["kills"] >= (server == "gunicorn")
+
+
+def test_a_soak_looks_at_what_is_left():
+    ours = bench("soak", "--server", "demo", "--seconds", "6", "--rate", "20")["fastsocket"]
+    assert ours["lost"] == ours["stuck_slots"] == 0
+    assert ours["completed"] > 50
+    assert ours["kills"] + ours["stops"] + ours["keeper_kills"] >= 3
+    for name in ("keeper_pss_kib", "keeper_anon_kib", "library_kib", "keeper_fds", "worker_fds"):
+        assert ours[name] > 0
+
+
+def test_full_is_for_crash_and_chooses_for_itself():
+    for words in (["stall", "--full"], ["crash", "--full", "--server", "nginx"]):
+        done = call(*words)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("server", ["nginx", "demo"])
@@ -144,6 +171,24 @@ def test_packets_for_a_stock_proxy_come_in_anywhere(server):
     assert 14 <= got["segments_per_conn"] <= 24
     share = 100 / len(os.sched_getaffinity(0))
     assert got["active_local_percent"] == pytest.approx(share, abs=15)
+
+
+@pytest.mark.parametrize("server", ["haproxy", "nginx"])
+def test_packets_for_a_proxy_under_fastsocket_come_in_where_it_opened_the_connection(server):
+    got = bench("proxy", "--server", server, "--modes", "fastsocket", "--seconds", "0.5")
+    assert got["fastsocket"]["errors"] == 0
+    assert got["fastsocket"]["active_local_percent"] >= 99.9
+
+
+def test_rules_are_compared_with_c_and_readers_with_the_kernel():
+    flows = Path("/proc/sys/net/core/rps_sock_flow_entries")
+    before = flows.read_text()
+    got = bench("steer", "--seconds", "0.2")
+    for mode in ("stock", "fastsocket"):
+        assert got[mode]["ns_per_packet_rfd"] > 0
+        assert got[mode]["reader_local_percent"] > 90
+    assert got["fastsocket"]["reader_local_percent"] >= 99
+    assert flows.read_text() == before
 
 
 def test_proxy_needs_namespaces():

@@ -136,7 +136,9 @@ def test_shutdown_stops_all_and_listen_revives_them(cpus: list[int], tmp_path: P
                 socket.create_connection(("127.0.0.1", PORT))
             go_on.touch()
             assert client.recv(100)
-        assert [found.backlog for found in listening(PORT)] == [50, 50]
+        wait_until(
+            lambda: [found.backlog for found in listening(PORT)] == [50, 50], "both to listen"
+        )
         assert len(clients(cpus)) == 2
         assert app.stop() == 0
 

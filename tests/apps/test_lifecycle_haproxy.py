@@ -44,6 +44,29 @@ def test_reloads_by_the_master(tmp_path: Path, hands_over: bool) -> None:
         app.stop()
 
 
+def test_a_reload_after_the_keepers_death(tmp_path: Path) -> None:
+    """The master executes itself anew before it forks: a program that has seen no page yet."""
+    stats = f"stats socket {tmp_path}/stats mode 600 level admin expose-fd listeners"
+    command = haproxy(tmp_path, ANSWER, stats)
+    command[command.index("-db")] = "-W"
+    with Application(command, PORT) as app:
+        app.wait_for_slots(2)
+        (old,) = workers(app)
+        before = app.status()
+        with load(PORT) as running:
+            os.kill(before["keeper"], signal.SIGKILL)
+            os.kill(app.pid, signal.SIGUSR2)
+            wait_until(lambda: old not in workers(app) and workers(app), "the new worker")
+            app.wait_for_slots(2)
+        running.expect_nothing_lost()
+        after = app.status()
+        assert after["keeper"] != before["keeper"]
+        assert after["tier"] == before["tier"]
+        (slots,) = (listener["slots"] for listener in after["listeners"])
+        assert {slot["state"] for slot in slots} == {"claimed"}
+        app.stop()
+
+
 def test_a_reload_by_hand_under_a_keeper_of_its_own(tmp_path: Path) -> None:
     """As init scripts do it: a second HAProxy starts, and tells the first one to finish."""
     command = haproxy(tmp_path, ANSWER)

@@ -264,7 +264,7 @@ def test_fixed_rate_ends_although_nobody_answers() -> None:
         seconds = time.monotonic() - begin
     assert result["started"] == result["errors"]["timeout"] == 100
     assert 4 <= server.connections <= 40
-    assert seconds < 5.0
+    assert seconds < 15
 
 
 def test_time_and_warm_up() -> None:
@@ -275,7 +275,7 @@ def test_time_and_warm_up() -> None:
     assert result["seconds"] == pytest.approx(0.5)
     assert result["started"] == result["completed"] == 100
     assert server.connections == 200
-    assert 1.0 <= seconds < 4.0
+    assert 1.0 <= seconds < 15
 
 
 def test_connections_at_once() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is left without privileges, without a keeper and without BPF; and a keeper that dies."""
 
+import json
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,24 @@ def test_classic_tier_follows_a_workers_death(cpus: list[int], number: int) -> N
         wait_until(lambda: len(app.slots()) == 2, "the dead worker's slot to be free")
         for answers in who_serves(PORT, cpus[:2], connections=20).values():
             assert victim not in {answer["pid"] for answer in answers}
+        assert app.stop() == 0
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_classic_tier_serves_what_waited_for_a_dead_worker(cpus: list[int], number: int) -> None:
+    """Its queue cannot be moved, and nobody else may come by for long."""
+    with python_server({"listen": [HERE]}, prefix=POWERLESS) as app:
+        victim = app.wait_for_slots(2)[number]
+        os.kill(victim["pid"], signal.SIGSTOP)
+        with on_cpu(victim["cpu"]), ExitStack() as stack:
+            clients = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", PORT), timeout=15))
+                for _ in range(3)
+            ]
+            os.kill(victim["pid"], signal.SIGKILL)
+            for client in clients:
+                client.sendall(b"?")
+                assert json.loads(client.recv(4096))["pid"] != victim["pid"]
         assert app.stop() == 0
 
 

@@ -72,6 +72,13 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.1)
 
 
+def recorded(recording: Path, pid: int) -> int:
+    """Return how many connections the last sample counts as accepted."""
+    last = list(Recording(recording))[-1]
+    mine = [listener for listener in last.listeners if listener.app == pid]
+    return sum(slot.accepted for listener in mine for slot in listener.slots)
+
+
 def fetch(port: int, times: int) -> None:
     for _ in range(times):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
@@ -99,14 +106,13 @@ def test_counts_are_those_of_the_client(server: tuple[int, int], tmp_path: Path)
     with subprocess.Popen([*PROGRAM, *words], stdout=subprocess.PIPE, text=True) as recorder:
         wait_until(lambda: recording.exists() and recording.stat().st_size > 0)
         fetch(port, 200)
-        time.sleep(0.5)
+        wait_until(lambda: recorded(recording, pid) == 500)
         recorder.send_signal(signal.SIGINT)
         said = json.loads(recorder.communicate(timeout=30)[0])
     assert recorder.returncode == 0
     samples = list(Recording(recording))
     assert len(samples) == said["samples"] >= 2
-    mine = [listener for listener in samples[-1].listeners if listener.app == pid]
-    assert sum(slot.accepted for listener in mine for slot in listener.slots) == 500
+    assert recorded(recording, pid) == 500
     assert accepted() == 500
     slots = [slot for slot in workers(pid) if slot["port"] == port]
     assert len(slots) == WORKERS

@@ -85,6 +85,7 @@ def test_the_wheel_holds_the_compiled_parts_and_its_platform(wheel: Path) -> Non
     assert not missing
     assert wheel.name.split("-")[-1].startswith("linux_")
     assert any(name.endswith("licenses/LICENSE.LGPL-2.1") for name in names)
+    assert any(name.endswith("data/share/man/man1/fastsocket.1") for name in names)
 
 
 def test_the_wheel_holds_nothing_stale(wheel: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fastsocket.bench.counters import read, window
 from fastsocket.bench.netspace import Netspace
-from fastsocket.bench.probe import ACCEPTS, ACTIVE, EVENTS, LOSSES, READS, SITES, Probe
+from fastsocket.bench.probe import ACCEPTS, ACTIVE, EVENTS, LOSSES, READS, SITES, WOKEN, Probe
 
 pytestmark = pytest.mark.netns
 
@@ -208,6 +208,46 @@ def test_contentions_are_counted_with_their_stacks(all_cpus):
         stacks = probe.sites()
         assert sum(count for _, count in stacks) > 0
         assert all(address > 2**63 for frames, _ in stacks for address in frames)
+
+
+# Renames itself, says so, and waits on a pipe for one byte after another.
+SLEEPER = """
+import os
+open("/proc/self/comm", "w").write("woken-one")
+print("ready", flush=True)
+while os.read(0, 1):
+    os.write(1, b".")
+"""
+
+
+def test_reschedule_interrupts_are_charged_to_the_woken_task(all_cpus):
+    """A sleeper is woken on a CPU that idle-class work keeps from its idle loop."""
+    if len(all_cpus) < 2:
+        pytest.skip("needs two CPUs")
+    if not Path("/sys/kernel/tracing/events/ipi/ipi_send_cpu").exists():
+        pytest.skip("the kernel has no tracepoint ipi_send_cpu")
+    here, there = all_cpus[:2]
+    os.sched_setaffinity(0, {there})
+    filler = subprocess.Popen(["chrt", "-i", "0", "sh", "-c", "while :; do :; done"])
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    try:
+        os.sched_setaffinity(0, {here})
+        assert sleeper.stdout.readline() == b"ready\n"
+        with Probe() as probe, probe.attached(*WOKEN):
+            probe.watch(0, 0)
+            end = time.monotonic() + 10
+            while "woken-one" not in probe.woken() and time.monotonic() < end:
+                sleeper.stdin.write(b".")
+                sleeper.stdout.read(1)
+            assert probe.woken()["woken-one"] >= 1
+            probe.watch(0, 0)
+            assert "woken-one" not in probe.woken()
+    finally:
+        for process in (filler, sleeper):
+            process.kill()
+            process.communicate()
 
 
 def contend():

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,7 +24,7 @@ import fastsocket
 from fastsocket.app import processes, requests
 from fastsocket.app.keeper import Keeper
 from fastsocket.app.protocol import Op, Request, unpack_error
-from fastsocket.bpf.libbpf import BpfError
+from fastsocket.bpf.libbpf import BpfError, Map
 from fastsocket.bpf.objects import map_info
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
@@ -57,7 +58,11 @@ class Tame(Keeper):
     """A keeper that lets a test take its steps one by one."""
 
     def sweep_and_rescue(self) -> None:
+        self._due = None
         self._rescue()
+
+    def is_due(self) -> bool:
+        return self._due is not None
 
     def step(self, patience: float = 0) -> None:
         for key, _ in self._events.select(patience):
@@ -112,6 +117,7 @@ def keeper() -> Iterator[Tame]:
         assert page.map, page.missing
         page.view.keeper = os.getpid()
         yield Tame(page, server, os.getpid(), NAME, ["a test"])
+        page.view.keeper = 0  # it may stay mapped, and children of this process inherit that
     if environment is None:
         del os.environ["FASTSOCKET_LISTEN_SPAWN"]
 
@@ -267,7 +273,14 @@ def test_a_process_that_only_the_page_names_is_not_watched(keeper: Tame) -> None
         assert keeper.page.processes() == set(), "forgotten"
 
 
-def test_a_daemon_is_known_by_its_environment_or_by_its_page(keeper: Tame) -> None:
+@pytest.mark.parametrize("is_map", [True, False], ids=["BPF map", "memfd"])
+def test_a_daemon_is_known_by_its_environment_or_by_its_page(
+    keeper: Tame, is_map: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_map:
+        monkeypatch.setattr(Map, "create", Mock(side_effect=BpfError("of a test", errno.EPERM)))
+        keeper.processes.page = keeper.page = StatusPage([0], Parameters())
+        assert keeper.page.map is None
     child = os.fork()
     if not child:
         signal.pause()
@@ -275,8 +288,20 @@ def test_a_daemon_is_known_by_its_environment_or_by_its_page(keeper: Tame) -> No
         with sleeper(FASTSOCKET_KEEPER=NAME) as named, sleeper(FASTSOCKET_KEEPER="x") as other:
             keeper.page.view.process[:3] = [other, named, child]
             assert keeper.adopt() == sorted([named, child])
-            keeper.page.view.keeper = 1
-            assert not keeper.processes.includes(other)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_the_page_of_another_keeper_is_none_of_ours(keeper: Tame) -> None:
+    keeper.page.view.keeper = 1
+    child = os.fork()
+    if not child:
+        signal.pause()
+    try:
+        assert not keeper.processes.includes(child)
+        keeper.page.view.keeper = os.getpid()
+        assert keeper.processes.includes(child)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -305,6 +330,26 @@ def test_a_reused_pid_is_no_owner(keeper: Tame) -> None:
         assert native.fsocket_sweep(ctypes.byref(page), 0)
         assert entry.slot[0].state == state
     assert entry.claimed == 0
+
+
+def test_a_dead_workers_slot_is_given_up_once_its_lock_is_free(keeper: Tame) -> None:
+    entry = keeper.page.view.listener[0]
+    with sleeper() as worker, sleeper() as holder:
+        keeper.watch(worker)
+        keeper.page.view.worker[0].pid = keeper.page.view.worker[0].tid = worker
+        entry.generation, entry.slots, entry.claimed, entry.lock = 1, 1, 1, holder
+        entry.slot[0].state = SlotState.CLAIMED
+        os.kill(worker, signal.SIGKILL)
+        keeper.step(10)
+        keeper.sweep_and_rescue()
+        assert entry.slot[0].state == SlotState.CLAIMED
+        assert keeper.is_due()
+        entry.lock = 0
+        keeper.sweep_and_rescue()
+        assert entry.slot[0].state == SlotState.FREE
+        assert not keeper.is_due()
+    keeper.watch(worker)  # as one that told of itself and died before that was read
+    assert keeper.is_due()
 
 
 def test_a_claim_counter_that_went_wrong_is_mended(keeper: Tame) -> None:

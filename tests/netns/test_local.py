@@ -2,6 +2,7 @@
 """The local fast path: what it carries arrives as over TCP, and whom it must leave alone."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -236,7 +237,9 @@ def test_urgent_data_is_tcps(v4: socket.socket) -> None:
         client.sendmsg([b"!"], [], socket.MSG_OOB)
         assert fast.counters.redirected == 0
         assert fast.counters.passed == 2
-        server.setblocking(False)  # a timeout would wait for bytes that are not urgent
+        # Its own timeout would wait for bytes that are not urgent.
+        assert select.select([], [], [server], PATIENCE_S)[2]
+        server.setblocking(False)
         assert server.recv(1, socket.MSG_OOB) == b"!"
 
 

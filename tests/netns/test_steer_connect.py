@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fastsocket.host.slices import PortRange, plan_slices
 from fastsocket.steer.connect import ConnectExit, ConnectHooks
 from fastsocket.steer.cpus import online_cpus
-from fastsocket.steer.slices import PortRange, plan_slices
 
 pytestmark = pytest.mark.netns
 
@@ -60,18 +60,18 @@ def connect(address: str, port: int) -> int:
 @pytest.mark.parametrize("address", ["10.8.0.1", "fd08::1"])
 def test_the_port_tells_the_cpu(cgroup: Path, address: str) -> None:
     cpus = online_cpus()
-    plan = plan_slices(PortRange(32768, 60999), len(cpus))
+    plan = plan_slices(PortRange(32768, 60999), cpus)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     before = os.sched_getaffinity(0)
     with (
         socket.create_server((address, 0), family=family, backlog=256) as server,
-        ConnectHooks(cgroup, cpus, plan) as hooks,
+        ConnectHooks(cgroup, plan) as hooks,
     ):
         try:
-            for index, cpu in enumerate(cpus):
+            for cpu in cpus:
                 os.sched_setaffinity(0, {cpu})
                 for _ in range(50):
-                    assert plan.owner(connect(address, server.getsockname()[1])) == index
+                    assert plan.owner(connect(address, server.getsockname()[1])) == cpu
         finally:
             os.sched_setaffinity(0, before)
         assert hooks.exits()[ConnectExit.OWN] == 50 * len(cpus)
@@ -81,7 +81,7 @@ def test_a_port_of_ones_own_is_kept(cgroup: Path) -> None:
     cpus = online_cpus()
     with (
         socket.create_server(("10.8.0.1", 0)) as server,
-        ConnectHooks(cgroup, cpus, plan_slices(PortRange(32768, 60999), len(cpus))) as hooks,
+        ConnectHooks(cgroup, plan_slices(PortRange(32768, 60999), cpus)) as hooks,
         socket.socket() as client,
     ):
         client.bind(("10.8.0.1", 5555))
@@ -94,12 +94,12 @@ def test_a_slice_that_runs_out_borrows_and_then_leaves_it_to_the_kernel(cgroup: 
     cpus = online_cpus()
     if len(cpus) < 2:
         pytest.skip("needs two CPUs")
-    plan = plan_slices(PortRange(40000, 40000 + 64 * (len(cpus) + 2)), len(cpus))
+    plan = plan_slices(PortRange(40000, 40000 + 64 * (len(cpus) + 2)), cpus)
     before = os.sched_getaffinity(0)
     clients: list[socket.socket] = []
     with (
         socket.create_server(("10.8.0.1", 0), backlog=1024) as server,
-        ConnectHooks(cgroup, cpus, plan) as hooks,
+        ConnectHooks(cgroup, plan) as hooks,
     ):
         try:
             os.sched_setaffinity(0, {cpus[0]})

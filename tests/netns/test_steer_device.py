@@ -89,7 +89,7 @@ class Traffic:
         self.receiver.bind((target, 0))
         # Only a connected socket notes the CPU of what it receives.
         self.receiver.connect((target[:-1] + "2", 7777))
-        self.receiver.settimeout(0.5)
+        self.receiver.settimeout(2)
         words = map(str, (target, self.receiver.getsockname()[1], count, size, pause))
         self.sender = subprocess.Popen(
             ["ip", "netns", "exec", PEER, sys.executable, "-c", SENDER, *words]

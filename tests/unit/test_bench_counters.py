@@ -13,6 +13,7 @@ from fastsocket.bench.modes import Mode
 from fastsocket.bench.servers import Site
 from fastsocket.bench.session import Request, perform
 from fastsocket.bench.stores import SERVERS, server
+from fastsocket.bench.trace import NOBODY, by_task
 from fastsocket.errors import FastsocketError, UsageError
 
 pytestmark = pytest.mark.unit
@@ -159,6 +160,11 @@ def test_symbols_and_call_sites():
     stack = ["bpf_prog_1_on", "__traceiter_contention_begin", "_raw_spin_lock_bh", "inet_put_port"]
     assert call_site(stack) == "inet_put_port"
     assert call_site(["_raw_spin_lock"]) == "unknown"
+
+
+def test_threads_of_each_cpu_are_one_task():
+    counts = {"nginx": 5, "ksoftirqd/0": 2, "ksoftirqd/11": 1, "": 4}
+    assert by_task(counts) == {"nginx": 5, "ksoftirqd": 3, NOBODY: 4}
 
 
 def test_kallsyms_of_this_kernel_parse():

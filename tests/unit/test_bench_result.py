@@ -16,6 +16,7 @@ from fastsocket.bench.scenario import Measurement, Setup
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.stores import SERVERS
 from fastsocket.bench.table import figure, print_result
+from fastsocket.bench.trace import Trace
 from fastsocket.bench.verdict import MIN_ROUNDS, verdict
 from fastsocket.errors import ConflictError, FastsocketError
 
@@ -40,7 +41,7 @@ class Recorded:
             raise self.error
         self.calls.append(mode)
         drift = 1 + 0.1 * len(self.calls)
-        taken = Measurement(sites={"inet_put_port": 3.5})
+        taken = Measurement()
         for index, metric in enumerate(self.metrics):
             taken.put(metric, (index + 1) * SPEED[mode] * drift / 100)
         taken.put("worker_cv", None, "no BPF here")
@@ -84,8 +85,13 @@ def rounds_of(setup, rounds, scenario=None, **options):
     return done, steps
 
 
+TRACES = {Mode.STOCK: Trace({"inet_put_port": 3.5}, {"nginx": 210.0}), Mode.FASTSOCKET: Trace()}
+
+
 def result_of(setup, rounds) -> Result:
-    return assemble(Recorded(), setup, rounds_of(setup, rounds)[0], 1, ["twice", "twice"])
+    return assemble(
+        Recorded(), setup, rounds_of(setup, rounds)[0], 1, ["twice", "twice"], traces=TRACES
+    )
 
 
 def test_document_is_valid_and_complete(setup):

@@ -22,6 +22,12 @@ def test_the_section_is_replaced_and_the_rest_stays() -> None:
     assert figures.filled(made, "# E\n\n## Short\n\n| a |\n") == made
 
 
+def test_the_first_result_and_its_host_stand_in_the_readme() -> None:
+    made = figures.filled(README, "# E\n\n## Short\n\na\n\n## Other\n\nb\n\n## Host\n\n- c\n")
+    assert f"{figures.BEGIN}\n### Short\n\na\n\n### Host\n\n- c\n{figures.END}" in made
+    assert "Other" not in made
+
+
 def test_no_evaluation_says_how_to_get_one() -> None:
     assert figures.NONE in figures.filled(README, None)
 

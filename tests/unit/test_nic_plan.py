@@ -3,7 +3,6 @@
 
 import tempfile
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -23,7 +22,6 @@ from fastsocket.nic.journal import Store
 from fastsocket.nic.plan import choose_cpus, lay_out_cards, make_plan
 from fastsocket.nic.profiles import PROFILES
 from fastsocket.nic.restore import silent
-from fastsocket.nic.tuning import port_slices
 
 pytestmark = pytest.mark.unit
 
@@ -193,22 +191,6 @@ def test_every_line_says_why(facts: HostFacts, profile: str) -> None:
     for line in changes:
         assert line.what and line.why and line.risk and line.old != line.new
     assert len({line.setting for line in changes}) == len(changes)
-
-
-@given(st.integers(1024, 60000), st.integers(2, 40000), st.integers(1, 256))
-def test_slices_are_disjoint_and_told_by_one_mask(low: int, width: int, count: int) -> None:
-    high = min(low + width, 65535)
-    slices = port_slices(low, high, list(range(count)))
-    assert [part.cpu for part in slices] == list(range(count if slices else 0))
-    assert slices or high - low < 4 * 2 * count
-    for part in slices:
-        ports = part.last - part.first + 1
-        # Aligned and a power of two wide: the ports are all that equal the first under the mask.
-        assert ports >= 2 and ports & (ports - 1) == 0 and part.first % ports == 0
-        assert part.mask == 0x10000 - ports
-        assert low <= part.first and part.last <= high
-    for one, other in pairwise(slices):
-        assert one.last < other.first and one.mask == other.mask
 
 
 def test_physical_cores_of_the_card_s_node_come_first() -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -264,20 +264,33 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         seconds(text)
 
 
-def test_pace_is_kept_and_late_samples_do_not_pile_up() -> None:
+class Clock:
+    """A clock that stands still until somebody waits, and an event that is never set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def wait(self, seconds: float) -> None:
+        self.now += max(0, seconds)
+
+    def is_set(self) -> bool:
+        return False
+
+
+def test_pace_is_kept_and_late_samples_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     taken: list[float] = []
 
     class Slow:
         def read(self) -> Sample | None:
             if len(taken) == 1:
-                time.sleep(0.12)
-            return sample(time.monotonic())
+                clock.wait(2.5)
+            return sample(clock.now)
 
-    start = time.monotonic()
-    record(Slow(), lambda one: taken.append(one.time - start), 0.05, 0.25, threading.Event())
-    # The second sample took longer than two steps: those are left out, not made up for.
-    assert len(taken) in (4, 5)
-    assert taken[-1] >= 0.2
+    record(Slow(), lambda one: taken.append(one.time), 1, 5, cast(threading.Event, clock))
+    # The second sample took longer than two steps: one is left out, not made up for.
+    assert taken == [0, 3.5, 3.5, 4, 5]
 
 
 STATUS: dict[str, Any] = {
@@ -320,20 +333,23 @@ def test_status_documents_become_listeners() -> None:
         listeners_of({"pid": 5, "listeners": [{"address": "x"}]})
 
 
-def test_known_applications_are_asked_again_and_new_ones_looked_for_rarely() -> None:
+def test_known_applications_are_asked_again_and_new_ones_looked_for_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
     searches: list[float] = []
     asked: list[tuple[int, int]] = []
     alive = True
 
     def find() -> list[dict[str, Any]]:
-        searches.append(time.monotonic())
+        searches.append(clock.now)
         return [STATUS]
 
     def again(pid: int, keeper: int) -> dict[str, Any] | None:
         asked.append((pid, keeper))
         return STATUS if alive else None
 
-    applications = Applications(0.2, find, again)
+    applications = Applications(2, find, again)
     assert len(applications.read()) == 1
     assert len(applications.read()) == 1
     alive = False
@@ -342,6 +358,6 @@ def test_known_applications_are_asked_again_and_new_ones_looked_for_rarely() -> 
     # One that is gone is not asked a second time, but found when the search is due.
     assert asked == [(5, 6), (5, 6)]
     assert len(searches) == 1
-    time.sleep(0.25)
+    clock.wait(2)
     assert len(applications.read()) == 1
     assert len(searches) == 2

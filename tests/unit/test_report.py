@@ -99,6 +99,12 @@ def test_notes_interruption_and_call_sites_are_shown(tmp_path: Path) -> None:
     sites = section.tables[1]
     assert [row[0].text for row in sites.rows] == ["inet_csk_accept", "__inet_lookup_established"]
     assert [cell.text for cell in sites.rows[0]] == ["inet_csk_accept", "140", "0.400"]
+    woken = section.tables[2]
+    assert woken.caption.startswith("Reschedule interrupts per 1,000 connections by woken task")
+    assert [[cell.text for cell in row] for row in woken.rows] == [
+        ["nginx", "210", "0"],
+        ["rcu_preempt", "2.10", "1.20"],
+    ]
 
 
 def test_a_host_that_all_results_share_stands_once(tmp_path: Path) -> None:

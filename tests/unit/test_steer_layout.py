@@ -10,8 +10,8 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import pytest
 
+from fastsocket.host import slices
 from fastsocket.native import native_file
-from fastsocket.steer import slices
 from fastsocket.steer.language import FIELDS, LIMITS, SLOTS
 from fastsocket.steer.layout import MAX_CPUS, Exit, Settings, State
 

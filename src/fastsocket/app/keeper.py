@@ -18,10 +18,10 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastsocket.app.listeners import Listeners
-from fastsocket.app.orphans import rescue
+from fastsocket.app.orphans import Orphans
 from fastsocket.app.processes import Processes
 from fastsocket.app.protocol import Join, Op, Request, pack_reply
 from fastsocket.app.requests import Asker, Requests, still_waits
@@ -33,6 +33,9 @@ from fastsocket.listen.page import StatusPage, snapshot
 from fastsocket.listen.queues import listen_overflows, queues
 from fastsocket.listen.select import Selector, migration_works
 from fastsocket.local.fastpath import FastPath
+
+if TYPE_CHECKING:
+    from fastsocket.app.deliver import Deliver
 
 __all__ = ["Keeper", "become_keeper"]
 
@@ -53,6 +56,7 @@ class Keeper:
         resumed: Whether it takes the place of a keeper that was killed.
         local_port: The application's port whose connections within this host take the local fast
             path.
+        deliver: How its own connections get their ports; None: as the kernel chooses.
     """
 
     def __init__(
@@ -64,18 +68,21 @@ class Keeper:
         command: list[str],
         resumed: bool = False,
         local_port: int | None = None,
+        deliver: "Deliver | None" = None,
     ) -> None:
         self.page, self.pid, self.command = page, pid, command
         self.reasons: dict[str, str] = {}
         self.refused = 0  # peers that may not ask, or not for that
         self.listeners = Listeners(page)
         self.processes = Processes(page, name)
+        self._orphans = Orphans(self.listeners, self.processes)
         self._events = selectors.DefaultSelector()
         self._requests = Requests(server, self._events, self._admit, self._serve)
         self._due: float | None = None  # when orphans are handed over
         self._log_due = 0.0  # when a refusal may be logged again
         self._resumed = resumed
         self._local_port = local_port
+        self._deliver = deliver
         self._local: FastPath | None = None
         self._local_limits: list[str] = []
 
@@ -101,6 +108,8 @@ class Keeper:
                 with self._noting("rescue"):
                     self._rescue()
         self.listeners.put_back()
+        if self._deliver:
+            self._deliver.close()
 
     def _patience(self) -> float | None:
         """Return how long to wait for events in seconds, None for as long as it takes."""
@@ -128,6 +137,7 @@ class Keeper:
             "processes": list(self.processes),
             "listeners": snapshot(self.page.view, queues(), self.listeners.placed()),
             "listen_overflows": listen_overflows(),
+            "deliver": self._deliver and self._deliver.status(),
             "local": self._local and self._local.status() | {"limits": self._local_limits},
         }
 
@@ -175,7 +185,7 @@ class Keeper:
 
     def _admit(self, asker: Asker) -> bool:
         """Whether to read what a peer asks: root's, our user's and the application's processes."""
-        if asker.uid in (0, os.getuid()) or self.processes.includes(asker.pid):
+        if asker.uid in (0, os.getuid()) or self.processes.descends(asker.pid):
             return True
         self._refuse(asker)
         return False
@@ -202,11 +212,13 @@ class Keeper:
         request = Request.unpack(data)
         try:
             member = _tcp(fds) if fds else None
-            if request and request.op != Op.STATUS and not self._may_change(asker):
+            if not request or request.op == Op.STATUS or self._may_change(asker):
+                self._answer(peer, asker.pid, request, member)
+            elif still_waits(peer):
                 self._refuse(asker)
                 _reply(peer, pack_reply(errno.EPERM))
-            else:
-                self._answer(peer, asker.pid, request, member)
+            else:  # it died, perhaps as a worker with a slot: /proc does not tell any more
+                self._due = time.monotonic()
         except Exception as error:
             self.reasons["last request"] = f"{type(error).__name__}: {error}"
             _reply(peer, pack_reply(getattr(error, "errno", None) or errno.EIO))
@@ -231,6 +243,7 @@ class Keeper:
                 self._watch(pid, vouched=True)
                 self._join(peer, pid, member, Join(request.flags & 3))
             case Op.ADD if request and member:
+                self._watch(pid, vouched=True)
                 self.listeners.add(request, member)
                 _reply(peer, pack_reply())
             case Op.WORKER:
@@ -261,18 +274,23 @@ class Keeper:
         pidfd = self.processes.add(pid, vouched)
         if pidfd is not None:
             self._events.register(pidfd, selectors.EVENT_READ, partial(self._departed, pid))
+        elif pid not in self.processes:  # it died before it could be watched
+            self._due = time.monotonic()
 
     def _departed(self, pid: int) -> None:
         pidfd = self.processes.remove(pid)
         self._events.unregister(pidfd)
         os.close(pidfd)
         self.listeners.sweep()
-        # A classic program does not look at a slot's state, so it must be changed at once.
-        self._due = time.monotonic() + (0 if self.listeners.tier == Tier.CLASSIC else GRACE_S)
+        if self.listeners.tier == Tier.CLASSIC:
+            # Such a program does not look at a slot's state: it is changed before anything else.
+            self._rescue()
+        else:
+            self._due = time.monotonic() + GRACE_S
 
     def _rescue(self) -> None:
         """Hand over the queues that dead workers left and that nobody came for."""
-        if rescue(self.listeners, self.processes):
+        if self._orphans.rescue():
             self._due = time.monotonic() + GRACE_S
 
     def _adopt(self) -> bool:
@@ -280,6 +298,8 @@ class Keeper:
         time.sleep(LINGER_S)
         for pid in self.processes.registered():
             self._watch(pid)
+        for pid in self._deliver.processes() if self._deliver else ():  # of its control group
+            self._watch(pid, vouched=True)
         return bool(self.processes)
 
 

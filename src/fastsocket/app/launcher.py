@@ -7,18 +7,22 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fastsocket.app.protocol import new_socket_name
 from fastsocket.app.resume import SEPARATOR, resume_words
 from fastsocket.bpf.objects import map_info
 from fastsocket.config import Parameters
+from fastsocket.errors import FastsocketError
 from fastsocket.host.elf import NotExecutableError, classify, resolve
 from fastsocket.host.limits import live_limits
 from fastsocket.host.safety import require_trusted
 from fastsocket.host.topology import order_physical_first, read_topology
 from fastsocket.listen.page import StatusPage
 from fastsocket.native import LIBRARIES, native_file
+
+if TYPE_CHECKING:
+    from fastsocket.app.deliver import Deliver
 
 __all__ = ["cpus_to_fill", "launch"]
 
@@ -35,7 +39,9 @@ def cpus_to_fill() -> list[int]:
     return order_physical_first(read_topology(), limits.allowed)
 
 
-def _start_keeper(page: StatusPage, command: Sequence[str], local_port: int | None) -> str:
+def _start_keeper(
+    page: StatusPage, command: Sequence[str], local_port: int | None, deliver: "Deliver | None"
+) -> str:
     """Start the keeper of this process, reparented away from it; return its socket's name."""
     pid = os.getpid()
     name = new_socket_name(pid)
@@ -48,12 +54,15 @@ def _start_keeper(page: StatusPage, command: Sequence[str], local_port: int | No
     elif os.fork():
         os._exit(0)
     else:
-        _keep_only({server.fileno(), page.fd})
+        _keep_only({server.fileno(), page.fd} | (deliver.fds if deliver else set()))
         os.environ["FASTSOCKET_LISTEN_SPAWN"] = "0"  # the keeper's own use of the library
         # Imported here, so that the application does not wait for it.
         from fastsocket.app.keeper import Keeper, become_keeper
 
-        become_keeper(Keeper(page, server, pid, name, list(command), local_port=local_port))
+        keeper = Keeper(
+            page, server, pid, name, list(command), local_port=local_port, deliver=deliver
+        )
+        become_keeper(keeper)
     server.close()
     return name
 
@@ -77,6 +86,21 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     return environment
 
 
+def _deliver(preloads: bool) -> "Deliver | None":
+    """Prepare receive flow deliver; where that cannot be, say why and go on without."""
+    from fastsocket.app.deliver import Deliver  # only few applications need it
+
+    try:
+        return Deliver(preloads)
+    except FastsocketError as error:
+        _go_without(error)
+        return None
+
+
+def _go_without(error: FastsocketError) -> None:
+    print(f"fastsocket: runs without receive flow deliver: {error}", file=sys.stderr)
+
+
 def launch(
     command: Sequence[str], parameters: Parameters, local_port: int | None = None
 ) -> NoReturn:
@@ -95,21 +119,34 @@ def launch(
     path = resolve(command[0])
     program = classify(path)
     environment = dict(os.environ)
-    preloads = program.preloadable and parameters.enable_listen_spawn != 0
+    deliver = _deliver(program.preloadable) if parameters.enable_receive_flow_deliver else None
+    by_library = deliver is not None and deliver.hooks is None
+    preloads = program.preloadable and (parameters.enable_listen_spawn != 0 or by_library)
     if not program.preloadable:
-        print(f"fastsocket: runs as without Fastsocket: {program.why}", file=sys.stderr)
+        how = (
+            "only connections that it opens are steered"
+            if deliver
+            else "runs as without Fastsocket"
+        )
+        print(f"fastsocket: {how}: {program.why}", file=sys.stderr)
     if preloads:
         library = native_file(LIBRARIES[parameters.lean])
         require_trusted(library)
         environment = _environment(library, parameters)
-    if preloads or local_port is not None:
+        environment.update(deliver.environment if deliver else {})
+    if preloads or deliver or local_port is not None:
         page = StatusPage(cpus_to_fill(), parameters)
-        keeper = _start_keeper(page, command, local_port)
+        keeper = _start_keeper(page, command, local_port, deliver)
         if preloads:
             environment["FASTSOCKET_KEEPER"] = keeper
         if preloads and page.map:
             words = resume_words(os.getpid(), map_info(page.map.fd).number, keeper)
             environment["FASTSOCKET_KEEPER_COMMAND"] = SEPARATOR.join(words)
+    if deliver:
+        try:
+            deliver.enter()
+        except FastsocketError as error:
+            _go_without(error)
     sys.stdout.flush()
     sys.stderr.flush()
     try:

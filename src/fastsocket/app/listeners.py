@@ -156,11 +156,23 @@ class Listeners:
         with socket.socket(fileno=os.dup(fd)) as held:
             return (held.family, *held.getsockname()[:2]) == self._names.get(index)
 
-    def sweep(self) -> None:
-        """Give up the slots of dead workers; a listener whose lock is held comes later."""
+    def visit(self, index: int) -> None:
+        """Make a connection to the listener and close it."""
+        family, host, port = self._names.get(index, (None, "", 0))
+        if family is None:
+            return
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # nothing is bound to it
+        with socket.socket(family) as visitor:
+            visitor.setblocking(False)
+            visitor.connect_ex((anywhere.get(host, host), port))
+
+    def sweep(self) -> bool:
+        """Give up the slots of dead workers; false if somebody living holds a listener's lock."""
+        done = True
         for index in range(layout.MAX_LISTENERS):
             if self.page.view.listener[index].claimed:
-                self.native.fsocket_sweep(self.view, index)
+                done &= bool(self.native.fsocket_sweep(self.view, index))
+        return done
 
     def resume(self) -> None:
         """Take over from a keeper that was killed what the kernel kept of it.

@@ -14,14 +14,16 @@ import struct
 from collections.abc import Iterator
 
 from fastsocket.listen.layout import Page
-from fastsocket.listen.page import StatusPage
+from fastsocket.listen.page import MAPPED, StatusPage
 
 __all__ = ["Processes", "cgroup_of"]
 
 LARGEST_PID = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
 LONGEST_READ = 1 << 20  # of a file in /proc, whose length its process decides on
 KEEPER_VARIABLE = b"FASTSOCKET_KEEPER="
-_PAGE_MAPPING = re.compile(rb"^([0-9a-f]+)-.*(?:bpf-map|memfd:fs_page.*)$", re.MULTILINE)
+BPF_MAP = b"anon_inode:bpf-map"  # as /proc shows one
+# proc_pid_maps(5): first and last address, device, inode, name
+_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+) (\d+) *(.*)$", re.MULTILINE)
 _KEEPER = struct.Struct("=I")
 
 
@@ -43,6 +45,9 @@ class Processes:
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._pidfds))
+
+    def __contains__(self, pid: object) -> bool:
+        return pid in self._pidfds
 
     @property
     def pidfds(self) -> list[int]:
@@ -88,14 +93,18 @@ class Processes:
         """Whether a process is the application's."""
         if not 0 < pid <= LARGEST_PID or pid == os.getpid():
             return False
-        return self._descends(pid) or self._knows_us(pid)
+        return self.descends(pid) or self._knows_us(pid)
 
     def shares_cgroup(self, pid: int) -> bool:
         """Whether a process is in the control groups of the keeper or of the application."""
         there = cgroup_of(pid) if 0 < pid <= LARGEST_PID else b""
         return bool(there) and there in map(cgroup_of, (os.getpid(), *self._pidfds))
 
-    def _descends(self, pid: int) -> bool:
+    def descends(self, pid: int) -> bool:
+        """Whether a process is one of them, or a descendant of one.
+
+        Nothing is read from its memory, on which a stranger could keep the reader waiting.
+        """
         while pid:
             pidfd = self._pidfds.get(pid)
             if pidfd is not None and _lives(pidfd):
@@ -111,11 +120,19 @@ class Processes:
         """
         if self._variable in _read(pid, "environ").split(b"\0"):
             return True
+        mappings = _MAPPING.findall(_read(pid, "maps"))
+        if self.page.map is None:
+            file = os.fstat(self.page.fd)
+            device = b"%02x:%02x" % (os.major(file.st_dev), os.minor(file.st_dev))
+            return any((dev, int(ino)) == (device, file.st_ino) for _, _, dev, ino, _ in mappings)
+        # All BPF maps have one inode; a page is this keeper's if its number stands there.
         with contextlib.suppress(OSError), open(f"/proc/{pid}/mem", "rb") as memory:  # noqa: PTH123  # pathlib is slow to import
-            for mapping in _PAGE_MAPPING.finditer(_read(pid, "maps")):
-                at = int(mapping[1], 16) + Page.keeper.offset
-                if os.pread(memory.fileno(), _KEEPER.size, at) == _KEEPER.pack(os.getpid()):
-                    return True
+            for begin, end, _, _, name in mappings:
+                at = int(begin, 16)
+                if name == BPF_MAP and int(end, 16) - at >= MAPPED:
+                    found = os.pread(memory.fileno(), _KEEPER.size, at + Page.keeper.offset)
+                    if found == _KEEPER.pack(os.getpid()):
+                        return True
         return False
 
 

@@ -48,7 +48,8 @@ class Load:
 class Outcome:
     """What the client saw: connections completed, errors, latencies in microseconds by name.
 
-    `cut_short` of the errors are connections that ended within an answer.
+    `cut_short` of the errors are connections that ended within an answer; `kinds` names them all,
+    where the client does.
     """
 
     seconds: float
@@ -56,6 +57,7 @@ class Outcome:
     errors: int
     latency_us: Mapping[str, float] = field(default_factory=dict)
     cut_short: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def per_second(self) -> float | None:
@@ -130,6 +132,7 @@ class FastsocketLoad:
                 cut_short=said["errors"]["reset"]
                 + sum(said["other_causes"][cause] for cause in ("closed", "truncated"))
                 - sum(said["accepted_lost"].values()),
+                kinds={kind: count for kind, count in said["errors"].items() if count},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(self.name, output) from error

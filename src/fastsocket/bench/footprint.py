@@ -24,9 +24,10 @@ def anonymous_kib(pid: int) -> float | None:
 
 
 def library_kib(pid: int) -> float | None:
-    """Return what our library takes in a process, in KiB; None if it is not there.
+    """Return what of our library is in a process's memory, in KiB; None if it is not there.
 
-    That is its own mappings with the zeroed data behind the last one, and the status page.
+    That is its own mappings with the zeroed data behind the last one, and the status page; shared
+    pages in full, since their share changes with the number of workers.
     """
     total, behind, found = 0.0, "", False
     for block in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", _read(pid, "smaps")):
@@ -38,7 +39,7 @@ def library_kib(pid: int) -> float | None:
         behind = last if ours and PAGE not in name else ""
         if ours:
             found = True
-            total += _field(block, "Pss") or 0.0
+            total += _field(block, "Rss") or 0.0
     return total if found else None
 
 

@@ -4,7 +4,8 @@
 import os
 import platform
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Self
 
@@ -15,19 +16,27 @@ from fastsocket.native import native_file
 __all__ = [
     "ACCEPTS",
     "ACTIVE",
+    "ANY_PORT",
     "EVENTS",
     "LOSSES",
     "READS",
+    "RESUMED",
     "SITES",
+    "WOKEN",
     "Accepts",
     "Events",
     "Probe",
+    "summed",
 ]
+
+ANY_PORT = 0
 
 # Programs that are attached together.
 EVENTS = ("on_contention", "on_reschedule")
 ACCEPTS = ("on_accept",)
 SITES = ("on_contention_site",)
+WOKEN = ("on_waking", "on_woken", "on_interrupt")
+RESUMED = ("on_interrupted", "on_switch")
 LOSSES = ("on_lost",)
 READS = ("on_read",)
 ACTIVE = ("on_open", "on_packet")
@@ -60,10 +69,19 @@ class Events(NamedTuple):
 
 
 class Accepts(NamedTuple):
-    """What one thread accepted, and how much of it came in on the CPU that it ran on."""
+    """What was accepted, and how much of it came in on the CPU that accepted it."""
 
     accepted: int
     local: int
+
+
+def summed(counts: Iterable[tuple[int, Accepts]]) -> dict[int, Accepts]:
+    """Add up the counts of each key."""
+    found: dict[int, Accepts] = {}
+    for key, (accepted, local) in counts:
+        before = found.get(key, Accepts(0, 0))
+        found[key] = Accepts(before.accepted + accepted, before.local + local)
+    return found
 
 
 class Probe:
@@ -95,6 +113,7 @@ class Probe:
         self._threads = self._object.map("threads")
         self._sites = self._object.map("sites")
         self._stacks = self._object.map("stacks")
+        self._woken = self._object.map("woken")
 
     @contextmanager
     def attached(self, *programs: str) -> Iterator[None]:
@@ -113,9 +132,9 @@ class Probe:
                     ) from error
             yield
 
-    def watch(self, netns: int, port: int) -> None:
-        """Forget accepts and call sites; from now on count for `port` in namespace `netns`."""
-        for table in (self._threads, self._sites):
+    def watch(self, netns: int, port: int = ANY_PORT) -> None:
+        """Forget accepts, call sites and wake-ups; from now on count for `port` in `netns`."""
+        for table in (self._threads, self._sites, self._woken):
             for key in list(table.keys()):
                 table.delete(key)
         self._object.map("target_map").update(_LISTENER, struct.pack("=II", netns, port))
@@ -128,14 +147,19 @@ class Probe:
         """Return the counts of what has been attached so far."""
         return Events(*(sum(self._per_cpu(index)) for index in range(len(Events._fields))))
 
-    def accepts(self) -> dict[int, Accepts]:
-        """Return the counts by thread id since :meth:`watch`."""
+    def acceptors(self) -> dict[tuple[int, int], Accepts]:
+        """Return the counts by thread id and CPU since :meth:`watch`."""
         found = {}
         for key in list(self._threads.keys()):
             value = self._threads.lookup(key)
             if value is not None:
-                found[int.from_bytes(key, "little")] = Accepts(*struct.unpack("=QQ", value))
+                tid, cpu = struct.unpack("=II", key)
+                found[tid, cpu] = Accepts(*struct.unpack("=QQ", value))
         return found
+
+    def accepts(self) -> dict[int, Accepts]:
+        """Return the counts by thread id since :meth:`watch`."""
+        return summed((tid, counts) for (tid, _), counts in self.acceptors().items())
 
     def sites(self) -> list[tuple[list[int], int]]:
         """Return the stacks (innermost address first) that contended since :meth:`watch`."""
@@ -145,6 +169,19 @@ class Probe:
             if count is not None and frames is not None:
                 addresses = struct.unpack(f"={len(frames) // 8}Q", frames)
                 found.append(([a for a in addresses if a], struct.unpack("=Q", count)[0]))
+        return found
+
+    def woken(self) -> dict[str, int]:
+        """Return the reschedule interrupts sent since :meth:`watch`, by name of the woken task.
+
+        The empty name stands for those that woke none.
+        """
+        found = {}
+        for key in list(self._woken.keys()):
+            count = self._woken.lookup(key)
+            if count is not None:
+                name = key.rstrip(b"\0").decode(errors="replace")
+                found[name] = int.from_bytes(count, sys.byteorder)
         return found
 
     def close(self) -> None:

@@ -122,15 +122,20 @@ def running_server(
     netspace: Netspace,
     endpoint: tuple[str, int],
     report: Callable[[str], None],
+    patience: float = READY_SECONDS,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run one HTTP server for a block; see :func:`running_servers`."""
-    with running_servers([Program(command, endpoint)], netspace, report) as (process,):
+    programs = [Program(command, endpoint)]
+    with running_servers(programs, netspace, report, patience) as (process,):
         yield process
 
 
 @contextmanager
 def running_servers(
-    programs: Sequence[Program], netspace: Netspace, report: Callable[[str], None]
+    programs: Sequence[Program],
+    netspace: Netspace,
+    report: Callable[[str], None],
+    patience: float = READY_SECONDS,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Run servers for a block: each answers its greeting before the block starts.
 
@@ -138,6 +143,7 @@ def running_servers(
         programs: In the foreground; SIGTERM ends each.
         netspace: Where they listen.
         report: Is told of processes that had to be killed afterwards.
+        patience: Seconds until the first answer.
 
     Raises:
         ConflictError: A port is taken.
@@ -154,17 +160,21 @@ def running_servers(
                     output = errors.fileno()
                     processes.append(spawn(program.command, netspace, output, output))
             for process, program, errors in zip(processes, programs, files, strict=True):
-                _await_answer(process, program, netspace, errors.fileno())
+                _await_answer(process, program, netspace, errors.fileno(), patience)
             yield processes
         finally:
             _stop(processes, netspace, report)
 
 
 def _await_answer(
-    process: subprocess.Popen[str], program: Program, netspace: Netspace, errors: int
+    process: subprocess.Popen[str],
+    program: Program,
+    netspace: Netspace,
+    errors: int,
+    patience: float,
 ) -> None:
     """Return once the server answers its greeting."""
-    name, end = _name(program.command), time.monotonic() + READY_SECONDS
+    name, end = _name(program.command), time.monotonic() + patience
     seen = "nobody listened"
     while time.monotonic() < end:
         status = process.poll()
@@ -185,7 +195,7 @@ def _await_answer(
             seen = f"it answered {answer[:32]!r}"
         time.sleep(_PAUSE)
     raise FastsocketError(
-        f"{name} did not answer within {READY_SECONDS:.0f} s",
+        f"{name} did not answer within {patience:.0f} s",
         f"{seen}; {_last_words(errors, process)}".rstrip("; "),
     )
 

@@ -69,18 +69,22 @@ class Core(msgspec.Struct, frozen=True):
     softirq: float
 
 
-class Point(msgspec.Struct, frozen=True):
+class Point(msgspec.Struct, frozen=True, omit_defaults=True):
     """The figures of one number of cores: those of :class:`Result`."""
 
     cores: int
     modes: dict[str, dict[str, Metric]]
     ratios: dict[str, dict[str, Interval]]
     per_core: dict[str, list[Core]]
+    call_sites: dict[str, dict[str, float]] = {}
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A whole benchmark run. `call_sites` is contentions per 1,000 connections by function.
+    """A whole benchmark run.
 
+    `call_sites` is contentions per 1,000 connections by mode and kernel function, `woken`
+    reschedule interrupts by mode and woken task; both come from a run beside the rounds. `kind`
+    names a run that is no measure of speed.
     `per_core` is the use of each CPU by mode. `points` are the figures by number of cores and `usl`
     the scalability law by mode: those two only where more than one number was run.
     """
@@ -101,6 +105,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     modes: dict[str, dict[str, Metric]]
     ratios: dict[str, dict[str, Interval]]
     call_sites: dict[str, dict[str, float]]
+    woken: dict[str, dict[str, float]] = {}
+    kind: str = ""
     per_core: dict[str, list[Core]] = {}
     points: list[Point] = []
     usl: dict[str, Verdict] = {}

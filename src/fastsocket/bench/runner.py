@@ -20,6 +20,7 @@ from fastsocket.bench.modes import Mode
 from fastsocket.bench.result import FORMAT, Core, Interval, Metric, Result, describe_host
 from fastsocket.bench.scenario import Measurement, Scenario, Setup
 from fastsocket.bench.stats import interval, ratios
+from fastsocket.bench.trace import Trace
 from fastsocket.errors import FastsocketError
 
 __all__ = ["Progress", "Rounds", "assemble", "core_medians", "play", "run_rounds", "tabulate"]
@@ -144,6 +145,7 @@ def assemble(
     seed: int,
     notes: Sequence[str],
     tables: Mapping[Mode, Sequence[Measurement]] | None = None,
+    traces: Mapping[Mode, Trace] | None = None,
 ) -> Result:
     """Make the result document of completed rounds.
 
@@ -154,10 +156,12 @@ def assemble(
         seed: Seed of their order.
         notes: What the reader must know.
         tables: By mode, one measurement a round.
+        traces: By mode, what a run beside the rounds traced.
     """
     if tables is None:
         tables = {mode: [one[mode] for one in done.complete] for mode in done.keys}
     modes, ratios_ = tabulate(scenario.metrics, tables)
+    traced = traces or {}
     return Result(
         format=FORMAT,
         scenario=scenario.name,
@@ -174,7 +178,8 @@ def assemble(
         notes=[note for note in dict.fromkeys([*notes, done.disturbance()]) if note],
         modes=modes,
         ratios=ratios_,
-        call_sites={str(mode): _mean_sites(runs) for mode, runs in tables.items()},
+        call_sites={str(mode): trace.sites for mode, trace in traced.items()},
+        woken={str(mode): trace.woken for mode, trace in traced.items() if trace.woken},
         per_core=core_medians(tables),
     )
 
@@ -234,10 +239,3 @@ def _ratio(tops: Sequence[Measurement], bottoms: Sequence[Measurement], name: st
 
 def _interval_of(values: Sequence[float]) -> Interval:
     return interval(values) if values else Interval(None, None, None)
-
-
-def _mean_sites(runs: Sequence[Measurement]) -> dict[str, float]:
-    """Return contentions per 1,000 connections by call site, the largest first."""
-    names = {name for run in runs for name in run.sites}
-    means = {name: sum(run.sites.get(name, 0.0) for run in runs) / len(runs) for name in names}
-    return dict(sorted(means.items(), key=lambda item: -item[1]))

@@ -65,21 +65,19 @@ class Setup:
     private: bool
     note: Callable[[str], None]
     run_options: Sequence[str] = ()
-    call_sites: bool = False
     rate: float | None = None
     cpus: tuple[int, ...] = ()
 
 
 @dataclass
 class Measurement:
-    """One run: values by metric, and why a value is None; contention sites per 1,000.
+    """One run: values by metric, and why a value is None.
 
     `cores` is the percent of each CPU's time that was work, and that was softirq.
     """
 
     values: dict[str, float | None] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
-    sites: dict[str, float] = field(default_factory=dict)
     cores: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def put(self, metric: str, value: float | None, reason: str = "") -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from fastsocket.bench.clients import client
 from fastsocket.bench.interrupt import check, interruptible
@@ -20,17 +21,19 @@ from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import Probe
 from fastsocket.bench.process import free_port
 from fastsocket.bench.result import Result
-from fastsocket.bench.runner import Rounds, assemble, run_rounds
-from fastsocket.bench.scenario import ADDRESS, SPARE, Setup
+from fastsocket.bench.runner import Progress, Rounds, assemble, run_rounds
+from fastsocket.bench.scenario import ADDRESS, SPARE, Scenario, Setup
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
+from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.soak import Soak
 from fastsocket.bench.servers import CONNECTIONS
 from fastsocket.bench.stores import server
+from fastsocket.bench.trace import Trace
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
 from fastsocket.host.topology import order_physical_first, read_topology
 
-__all__ = ["MAX_CONNECTIONS", "Outcome", "Request", "perform"]
+__all__ = ["MAX_CONNECTIONS", "Outcome", "Request", "chosen_modes", "perform"]
 
 MAX_CONNECTIONS = CONNECTIONS - SPARE
 DEFAULT_CONNECTIONS = 64
@@ -54,7 +57,8 @@ class Request:
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
     rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
-    is for nothing else.
+    is for nothing else. `call_sites` adds a run in each mode that names what remains of contentions
+    and interrupts, where the scenario counts them.
     """
 
     scenario: str
@@ -68,7 +72,7 @@ class Request:
     port: int = 0
     seed: int | None = None
     run_options: Sequence[str] = ()
-    call_sites: bool = False
+    call_sites: bool = True
     rate: float | None = None
     cores: Sequence[int] = ()
     budget_seconds: float | None = None
@@ -103,8 +107,9 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    has = [Mode.FASTSOCKET] if isinstance(scenario, Soak) else chosen.modes
-    modes = _modes(request.modes, has, chosen.name)
+    modes = chosen_modes(request.modes, chosen.modes, chosen.name)
+    if isinstance(scenario, Soak):
+        modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
 
@@ -133,7 +138,6 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             private=private,
             note=notes.append,
             run_options=request.run_options,
-            call_sites=request.call_sites,
             rate=request.rate,
         )
         setup = scenario.prepare(setup)
@@ -142,18 +146,50 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         if isinstance(scenario, Scale):
             setups = _setups(setup, request, open_files)
             swept = scenario.sweep(setups, modes, *times)
-            return Outcome(
-                scenario.result(setups, swept, seed, [*notes, *_ending(swept)]), swept.failure
-            )
+            most = setups[max(setups)]
+            traces = _traces(scenario, most, modes, request, swept, advance)
+            endnotes = [*notes, *_ending(swept)]
+            result = scenario.result(setups, swept, seed, endnotes, traces)
+            return Outcome(result, swept.failure)
         if isinstance(scenario, Soak):
-            stack.enter_context(scenario.kept(setup, request.rounds, seed))
+            stack.enter_context(scenario.kept(setup, modes[0], request.rounds, seed))
         done = run_rounds(
             scenario, setup, modes, *times, lambda done: bool(request.wanted) and not missing(done)
         )
+        traces = _traces(scenario, setup, modes, request, done, advance)
     if isinstance(scenario, Soak):
         done.failure = done.failure or scenario.faults(done.complete)
-    result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)])
+    result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)], traces=traces)
     return Outcome(result, done.failure, missing(done))
+
+
+def _traces(
+    scenario: Scenario,
+    setup: Setup,
+    modes: Sequence[Mode],
+    request: Request,
+    done: Rounds[Any],
+    advance: Progress,
+) -> dict[Mode, Trace]:
+    """Run each mode once more to name what remains, after rounds that all went well.
+
+    The rounds are there by then: neither a failure nor Ctrl-C, which is noted there, loses them.
+    """
+    traces: dict[Mode, Trace] = {}
+    if not (isinstance(scenario, Short) and request.call_sites and setup.probe):
+        return traces
+    if done.interrupted:
+        return traces
+    runs = len(done.complete) * len(done.keys)
+    try:
+        for mode in modes:
+            advance(runs, runs, f"traced apart, {mode}")
+            traces[mode] = scenario.trace(setup, mode, setup.probe)
+    except KeyboardInterrupt:
+        done.interrupted = True
+    except FastsocketError as failure:
+        setup.note(f"what remains was not traced in every mode: {failure}")
+    return traces
 
 
 def _setups(setup: Setup, request: Request, open_files: int) -> dict[int, Setup]:
@@ -169,8 +205,12 @@ def _ending(done: Rounds[Any]) -> list[str]:
     return [f"stopped in round {len(done.complete) + 1}: {done.failure}"] if done.failure else []
 
 
-def _modes(wanted: Sequence[str], has: Sequence[Mode], name: str) -> list[Mode]:
-    """Check the modes asked for against those that the server has."""
+def chosen_modes(wanted: Sequence[str], has: Sequence[Mode], name: str) -> list[Mode]:
+    """Return the modes asked for, or all that the server has.
+
+    Raises:
+        UsageError: There is no such mode, or the server does not have it.
+    """
     if not wanted:
         return list(has)
     for word in wanted:
@@ -220,7 +260,7 @@ def _raise_file_limit(needed: int) -> int:
 def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     """Show progress on stderr for a block, if that is a terminal; an interrupt ends it there."""
     console = Console(stderr=True)
-    with Progress(
+    with Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),

@@ -9,6 +9,7 @@ from fastsocket.bench.clients import Load, Outcome
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.process import Greeting
 from fastsocket.bench.servers import ANSWER, HTTP_SERVERS, Server, Site, program
+from fastsocket.bench.steer import Rules
 from fastsocket.errors import FastsocketError, UsageError
 from fastsocket.native import native_file
 
@@ -96,7 +97,7 @@ MEMCACHED = Store(
 )
 
 STORES: Mapping[str, Store] = {store.name: store for store in (REDIS, MEMCACHED)}
-SERVERS: Mapping[str, Server] = {**HTTP_SERVERS, **STORES}
+SERVERS: Mapping[str, Server] = {**HTTP_SERVERS, **STORES, Rules.name: Rules()}
 """Everything that a scenario may be run with."""
 
 

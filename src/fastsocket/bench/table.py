@@ -29,6 +29,10 @@ LABELS = {
     "p99_us_1": "p99 us, 1 alone",
     "local_percent_1": "local %, 1 alone",
     "active_local_percent": "backend local %",
+    "own_resched_ipis_per_1k": "  of server, client",
+    "core_deviation_percent": "core off the mean, %",
+    "reader_local_percent": "local reads, moved %",
+    "prepare_ms": "compile and load ms",
 }
 SITES_SHOWN = 8
 
@@ -54,9 +58,9 @@ def span(interval: Interval | Metric) -> str:
 def render(result: Result) -> RenderableType:
     """Return the tables of medians, of ratios and of call sites, and the notes."""
     host = result.host
+    length = f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.seconds:g} s"
     head = Text(
-        f"{result.scenario}: {result.server}, "
-        f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.seconds:g} s, "
+        f"{result.scenario}: {result.server}, {result.kind or length}, "
         f"{result.connections} connections, {result.client}\n"
         f"{host.model}, {host.cpus} CPUs, Linux {host.kernel}, commit {host.commit}\n"
         "median [95 % bootstrap interval]; ratios taken round by round"
@@ -66,32 +70,56 @@ def render(result: Result) -> RenderableType:
         parts.append(_table(result.ratios))
     if result.points:
         parts.extend(_by_cores(result))
-    for mode, sites in result.call_sites.items():
-        if sites:
-            table = Table(title=f"Lock contentions/1k by call site, {mode}", box=None)
-            table.add_column("function")
-            table.add_column("per 1k", justify="right")
-            for name, rate in list(sites.items())[:SITES_SHOWN]:
-                table.add_row(name, figure(rate))
-            parts.append(table)
+    parts.extend(_remaining("Lock contentions/1k by call site", "function", result.call_sites))
+    parts.extend(_remaining("Resched IPIs/1k by woken task", "task", result.woken))
     parts.extend(Text(f"note: {note}") for note in [*result.notes, *_reasons(result)])
     return Group(*parts)
 
 
-def _by_cores(result: Result) -> list[RenderableType]:
-    """Return throughput by cores, and what the scalability law says of it."""
-    table = Table(title="Connections/s by cores", box=None, title_justify="left")
-    table.add_column("cores", justify="right")
-    for mode in result.modes:
+def _remaining(title: str, what: str, modes: Mapping[str, Mapping[str, float]]) -> list[Table]:
+    """Return what was traced beside the rounds, a column for each mode, the most first."""
+    names = {name for rates in modes.values() for name in rates}
+    most = sorted(names, key=lambda name: -max(rates.get(name, 0.0) for rates in modes.values()))
+    if not most:
+        return []
+    table = Table(title=f"{title} (a run apart)", box=None, title_justify="left")
+    table.add_column(what)
+    for mode in modes:
         table.add_column(mode, justify="right")
-    for point in result.points:
-        speeds = (span(metrics["cps"]) for metrics in point.modes.values())
-        table.add_row(str(point.cores), *speeds)
+    for name in most[:SITES_SHOWN]:
+        table.add_row(name, *(figure(rates.get(name, 0.0)) for rates in modes.values()))
+    return [table]
+
+
+def _by_cores(result: Result) -> list[RenderableType]:
+    """Return throughput by cores, and what the scalability law says of it.
+
+    Where nothing was timed, all that was counted.
+    """
+    counted = next(iter(result.points[0].modes.values()))
+    tables = []
+    for metric in ["cps"] if "cps" in counted else counted:
+        title = f"{LABELS.get(metric, metric)} by cores".capitalize()
+        table = Table(title=title, box=None, title_justify="left")
+        table.add_column("cores", justify="right")
+        for mode in result.modes:
+            table.add_column(mode, justify="right")
+        for point in result.points:
+            figures = (_brief(metrics[metric]) for metrics in point.modes.values())
+            table.add_row(str(point.cores), *figures)
+        tables.append(table)
     laws = (
         Text(f"scalability law, {mode}: {law.verdict}: {law.reason}")
         for mode, law in result.usl.items()
     )
-    return [table, *laws]
+    return [*tables, *laws]
+
+
+def _brief(metric: Metric) -> str:
+    """Return median and interval; one run alone has none."""
+    if len(metric.samples) == 1 and metric.median is not None:
+        return figure(metric.median)
+    return span(metric)
 
 
 def print_result(result: Result, console: Console) -> None:

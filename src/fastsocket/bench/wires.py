@@ -12,7 +12,7 @@ from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.process import spawn
 from fastsocket.errors import FastsocketError
 
-__all__ = ["cpu_mask", "spread_packets", "wire"]
+__all__ = ["cpu_mask", "finish_checksums", "follow_readers", "spread_packets", "wire"]
 
 _PATIENCE = 10.0
 
@@ -51,9 +51,38 @@ def spread_packets(netspace: Netspace, device: str, cpus: Sequence[int]) -> None
     Raises:
         FastsocketError: The kernel refused.
     """
-    file = f"/sys/class/net/{device}/queues/rx-0/rps_cpus"
-    script = f"mount -t sysfs sysfs /sys && echo {cpu_mask(cpus)} > {file}"
+    _set(netspace, device, "rps_cpus", cpu_mask(cpus))
+
+
+def follow_readers(netspace: Netspace, device: str, cpus: Sequence[int], flows: int) -> None:
+    """Let `device` send each flow to that of `cpus` where it was last read (RFS).
+
+    Args:
+        netspace: Where the device is.
+        device: Its name.
+        cpus: Where flows go that nobody read so far, by hash.
+        flows: How many it remembers, a power of two.
+
+    Raises:
+        FastsocketError: The kernel refused.
+    """
+    spread_packets(netspace, device, cpus)
+    _set(netspace, device, "rps_flow_cnt", str(flows))
+
+
+def _set(netspace: Netspace, device: str, name: str, value: str) -> None:
+    file = f"/sys/class/net/{device}/queues/rx-0/{name}"
+    script = f"mount -t sysfs sysfs /sys && echo {value} > {file}"
     _run(["unshare", "--mount", "sh", "-c", script], netspace)
+
+
+def finish_checksums(netspace: Netspace, device: str) -> None:
+    """Let what `device` sends have its checksum, as on a real wire: XDP can redirect nothing else.
+
+    Raises:
+        FastsocketError: ethtool(8) is missing, or the kernel refused.
+    """
+    _run(["ethtool", "-K", device, "tx", "off"], netspace)
 
 
 def cpu_mask(cpus: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,18 +12,20 @@ from rich.console import Console
 
 from fastsocket.bench import losses
 from fastsocket.bench.clients import CLIENTS
-from fastsocket.bench.result import write
+from fastsocket.bench.machine import DEFAULT_CPUS, count_in_machine, machine_counts
+from fastsocket.bench.result import Result, write
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.crash import Crash
-from fastsocket.bench.scenarios.scale import PER_CORE
+from fastsocket.bench.scenarios.scale import PER_CORE, Scale
 from fastsocket.bench.session import (
     DEFAULT_CONNECTIONS,
     DEFAULT_WARMUP,
     MAX_CONNECTIONS,
     Request,
+    chosen_modes,
     perform,
 )
-from fastsocket.bench.stores import SERVERS
+from fastsocket.bench.stores import SERVERS, server
 from fastsocket.bench.suite import Suite, run_suite
 from fastsocket.bench.table import print_result, span
 from fastsocket.errors import ConflictError, FastsocketError, UsageError
@@ -36,7 +39,7 @@ DEFAULT_DIRECTORY = Path("bench-results")
 
 @click.command("bench")
 @click.argument("scenario", type=click.Choice([*SCENARIOS, ALL]))
-@click.option("--server", type=click.Choice(list(SERVERS)), help="Server under test.")
+@click.option("--server", "name", type=click.Choice(list(SERVERS)), help="Server under test.")
 @click.option("--modes", default="", help="Comma list of stock, reuseport, fastsocket.")
 @click.option("--runs", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option(
@@ -59,6 +62,13 @@ DEFAULT_DIRECTORY = Path("bench-results")
     help=f"At once [default: {DEFAULT_CONNECTIONS}]; of scale on each core [{PER_CORE}].",
 )
 @click.option("--cores", default="", help="Comma list of core counts (scale).")
+@click.option(
+    "--vm",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=DEFAULT_CPUS,
+    help=f"Count in a virtual machine of so many CPUs (scale) [{DEFAULT_CPUS}]; never speed.",
+)
 @click.option("--client", type=click.Choice(["auto", *CLIENTS]), default="auto", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Listen here; 0 chooses.")
 @click.option("--seed", type=click.IntRange(0), help="Of the order of runs and the intervals.")
@@ -67,7 +77,12 @@ DEFAULT_DIRECTORY = Path("bench-results")
     "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
 )
 @click.option("--full", is_flag=True, help="crash: all servers, until enough has happened.")
-@click.option("--call-sites", is_flag=True, help="Name the functions that contend for locks.")
+@click.option(
+    "--call-sites/--no-call-sites",
+    default=True,
+    show_default=True,
+    help="Name what contends for locks, and whom interrupts wake, in a further run a mode.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -77,13 +92,14 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     scenario: str,
-    server: str | None,
+    name: str | None,
     modes: str,
     runs: int,
     seconds: float,
     warmup: float,
     connections: int | None,
     cores: str,
+    vm: int | None,
     client: str,
     port: int,
     seed: int | None,
@@ -106,8 +122,8 @@ def command(
     if full and scenario != Crash.name:
         raise UsageError("--full is for 'bench crash'", todo="leave it out")
     if scenario == ALL or full:
-        given = (server, modes, connections, cores, port, rate, call_sites, client != "auto")
-        if any(given):
+        given = (name, modes, connections, cores, vm, port, rate)
+        if any(given) or not call_sites or client != "auto":
             raise UsageError(
                 "'bench all' and 'bench crash --full' choose servers, modes, clients and loads",
                 todo="run one scenario for that",
@@ -121,12 +137,19 @@ def command(
         return
     if output and output.exists() and not force:
         raise ConflictError(f"{output} exists", "results are not overwritten", "add --force")
+    words = [word.strip() for word in modes.split(",") if word.strip()]
+    if vm is not None:
+        if scenario != Scale.name:
+            raise UsageError("--vm belongs to scale", todo="fastsocket bench scale --vm")
+        counts = _counts(cores)
+        _show(_count_in_machine(vm, name, words, counts, connections, output, force), as_json)
+        return
     outcome = perform(
         Request(
             scenario=scenario,
-            server=server or "",
+            server=name or "",
             client=client,
-            modes=[word.strip() for word in modes.split(",") if word.strip()],
+            modes=words,
             rounds=runs,
             seconds=seconds,
             connections=connections,
@@ -141,14 +164,49 @@ def command(
     )
     if output:
         write(outcome.result, output, force)
-    if as_json:
-        click.echo(json.dumps(outcome.result.document()))
-    else:
-        print_result(outcome.result, Console())
+    _show(outcome.result, as_json)
     if outcome.failure:
         raise outcome.failure
     if outcome.result.interrupted:
         sys.exit(INTERRUPTED)
+
+
+def _show(result: Result, as_json: bool) -> None:
+    """Print a result for programs or for people."""
+    if as_json:
+        click.echo(json.dumps(result.document()))
+    else:
+        print_result(result, Console())
+
+
+def _count_in_machine(
+    cpus: int,
+    name: str | None,
+    words: list[str],
+    counts: list[int],
+    connections: int | None,
+    output: Path | None,
+    force: bool,
+) -> Result:
+    """Count in a virtual machine; beside `output`, complete core counts outlive an interruption."""
+    chosen = server(name or Scale.servers[0])
+    if chosen.name not in Scale.servers:
+        raise UsageError(f"scale cannot be run with {chosen.name}")
+    parts = output.with_name(f"{output.name}.parts") if output else None
+    result = count_in_machine(
+        cpus,
+        server=chosen.name,
+        modes=chosen_modes(words, chosen.modes, chosen.name),
+        counts=counts or machine_counts(cpus),
+        connections=connections,
+        parts=parts,
+        force=force,
+        tell=lambda text: click.echo(text, err=True),
+    )
+    if output and parts:
+        write(result, output, force)
+        shutil.rmtree(parts)
+    return result
 
 
 def _counts(text: str) -> list[int]:

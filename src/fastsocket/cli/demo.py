@@ -34,6 +34,7 @@ def command(runs: int, as_json: bool) -> None:
             rounds=runs,
             seconds=SECONDS,
             budget_seconds=BUDGET_SECONDS,
+            call_sites=False,
         )
     )
     sentences = verdict(outcome.result)

@@ -12,6 +12,7 @@ from fastsocket.observe.applications import Applications
 from fastsocket.observe.dashboard import dashboard
 from fastsocket.observe.host import HostSource
 from fastsocket.observe.record import stop_on_signals
+from fastsocket.observe.steering import steering_counters
 
 __all__ = ["address", "command"]
 
@@ -54,7 +55,8 @@ def command(listen: str, *, once: bool, as_json: bool, as_dashboard: bool) -> No
             "nothing can be exported", str(error), "pip install 'fastsocket[export]'"
         ) from error
     registry = CollectorRegistry()
-    registry.register(SampleCollector(HostSource(Applications(rescan=60).read)))
+    source = HostSource(Applications(rescan=60).read, steering_counters)
+    registry.register(SampleCollector(source))
     if as_json:
         metrics = [
             {"name": sample.name, "labels": sample.labels, "value": sample.value}

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("record", "Record hours of samples to a small file."),
     "export": ("export", "Serve the same figures to Prometheus."),
     "report": ("report", "Turn results and recordings into one page, or into Markdown."),
+    "completion": ("completion", "Print the completion script of a shell."),
 }
 
 

@@ -13,6 +13,7 @@ from fastsocket.observe.applications import Applications
 from fastsocket.observe.host import HostSource
 from fastsocket.observe.record import describe, record, stop_on_signals
 from fastsocket.observe.recording import Recorder
+from fastsocket.observe.steering import steering_counters
 
 __all__ = ["command", "seconds"]
 
@@ -46,7 +47,8 @@ def command(file: Path, interval: str, duration: str, *, as_json: bool) -> None:
     recorder, stop = Recorder(file, describe(every)), Event()
     try:
         with stop_on_signals(stop):
-            record(HostSource(Applications(rescan=60).read), recorder.add, every, length, stop)
+            source = HostSource(Applications(rescan=60).read, steering_counters)
+            record(source, recorder.add, every, length, stop)
     finally:
         recorder.close()
     size = file.stat().st_size

@@ -23,6 +23,11 @@ __all__ = ["command"]
     help="0 off, 1 the application pins its workers, 2 Fastsocket pins them (default).",
 )
 @click.option(
+    "--receive-flow-deliver/--no-receive-flow-deliver",
+    default=None,
+    help="Local ports of outgoing connections tell the CPU that opened them.",
+)
+@click.option(
     "--local-fast-path",
     metavar="PORT",
     type=click.IntRange(1, 65535),
@@ -38,6 +43,7 @@ def command(
     profile: str | None,
     config: Path | None,
     listen_spawn: int | None,
+    receive_flow_deliver: bool | None,
     local_fast_path: int | None,
     lean: str | None,
     cmd: tuple[str, ...],
@@ -55,4 +61,6 @@ def command(
         flags["enable_listen_spawn"] = listen_spawn
     if lean is not None:
         flags["lean"] = lean
+    if receive_flow_deliver is not None:
+        flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
     launch(cmd, checked(flags, "the command line", parameters), local_fast_path)

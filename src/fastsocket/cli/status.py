@@ -75,8 +75,26 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         console.print(f"  requests of strangers that its keeper refused: {status['refused']}")
     if status["local"]:
         _show_local(console, status["local"])
+    if status.get("deliver"):  # a keeper from before an upgrade does not tell
+        _show_deliver(console, status)
     for listener in status["listeners"]:
         _show_listener(console, listener)
+
+
+def _show_deliver(console: Console, status: dict[str, Any]) -> None:
+    deliver = status["deliver"]
+    counts = [deliver] if "opened" in deliver else _slots(status)
+    opened, borrowed = (sum(each[name] for each in counts) for name in ("opened", "borrowed"))
+    console.print(
+        f"  receive flow deliver by {deliver['by']}: {opened} connections from ports of their CPU,"
+        f" {borrowed} from others"
+    )
+
+
+def _slots(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one slot of each worker."""
+    slots = [slot for listener in status["listeners"] for slot in listener["slots"]]
+    return list({(slot["pid"], slot["tid"]): slot for slot in slots}.values())
 
 
 def _show_local(console: Console, local: dict[str, Any]) -> None:

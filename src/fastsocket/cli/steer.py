@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fastsocket.errors import UsageError
+from fastsocket.host.slices import local_slices
 from fastsocket.steer import device
 from fastsocket.steer.compile import compile_rule
 from fastsocket.steer.cpus import cpu_set
@@ -17,7 +18,6 @@ from fastsocket.steer.frames import generated_flows, read_pcap
 from fastsocket.steer.library import built_in_rules, find_rule, is_built_in
 from fastsocket.steer.lower import lower
 from fastsocket.steer.program import SteerProgram, read_table, write_table
-from fastsocket.steer.slices import BLOCKS, plan_slices, read_ports
 from fastsocket.steer.trial import run_trial
 
 __all__ = ["command"]
@@ -133,13 +133,10 @@ def attach(
         document: dict[str, Any] = {"device": interface, "rule": found.name, "attached": False}
         _print(as_json, document, f"{found.name} would be attached to {interface}")
         return
-    plan = plan_slices(read_ports(), len(chosen)).table() if is_built_in(found, "rfd") else None
+    slices = local_slices() if is_built_in(found, "rfd") else None
     note = device.attach(compiled, interface, chosen, mode).note
-    if plan is not None:
-        declared, kept = device.open_table(interface, "SLICES")
-        for block in range(BLOCKS):
-            write_table(declared, kept, block, plan.get(block, 0))
-        kept.close()
+    if slices:
+        device.fill_slices(interface, slices.table(chosen))
     document = {"device": interface, "rule": note.rule, "mode": note.mode, "why": note.why,
                 "cpus": note.cpus, "attached": True}  # fmt: skip
     because = f" ({note.why})" if note.why else ""

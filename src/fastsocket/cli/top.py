@@ -15,6 +15,7 @@ from fastsocket.observe.applications import Applications
 from fastsocket.observe.host import HostSource
 from fastsocket.observe.recording import Recording
 from fastsocket.observe.sample import Source, rates
+from fastsocket.observe.steering import steering_counters
 
 __all__ = ["command"]
 
@@ -30,9 +31,8 @@ def command(interval: str, replay: Path | None, *, as_json: bool) -> None:
     accepts and takeovers per second, queued connections, and whether they are stalled.
     """
     every = seconds(interval)
-    source: Source = (
-        HostSource(Applications(rescan=5).read) if replay is None else Recording(replay)
-    )
+    live = HostSource(Applications(rescan=5).read, steering_counters)
+    source: Source = live if replay is None else Recording(replay)
     if as_json:
         _print_once(source, 0.0 if replay else every)
         return

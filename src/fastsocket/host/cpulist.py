@@ -5,9 +5,11 @@ Sources: ``bitmap_parselist()`` and ``bitmap_parse()`` in the kernel's lib/bitma
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["format_list", "format_mask", "parse_list", "parse_mask"]
+__all__ = ["format_list", "format_mask", "online_cpus", "parse_list", "parse_mask"]
 
+_ONLINE = Path("/sys/devices/system/cpu/online")
 _GROUP_BITS = 32
 
 
@@ -68,3 +70,8 @@ def format_mask(cpus: Iterable[int], width: int = 1) -> str:
     words = [bits >> _GROUP_BITS * i & 0xFFFFFFFF for i in reversed(range(groups))]
     head = -(-(length - _GROUP_BITS * (groups - 1)) // 4)
     return ",".join([f"{words[0]:0{head}x}", *(f"{word:08x}" for word in words[1:])])
+
+
+def online_cpus() -> tuple[int, ...]:
+    """Return the CPUs that are online, in ascending order."""
+    return parse_list(_ONLINE.read_text())

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from fastsocket.errors import UsageError
+from fastsocket.errors import MissingFeatureError, UsageError
 from fastsocket.host.limits import CpuLimits, live_limits
 from fastsocket.host.topology import read_topology
 
@@ -185,7 +185,8 @@ def server_facts(pid: int) -> ServerFacts:
     """Return what a server of this host and its descendants do.
 
     Raises:
-        UsageError: There is no such process, or another user's, which only root may look at.
+        UsageError: There is no such process.
+        MissingFeatureError: It is another user's, which only root may look at.
     """
     try:
         process = psutil.Process(pid)
@@ -208,7 +209,7 @@ def server_facts(pid: int) -> ServerFacts:
             f"no process {pid}", "", "check the number, for example with pgrep"
         ) from None
     except (psutil.AccessDenied, PermissionError):
-        raise UsageError(
+        raise MissingFeatureError(
             f"process {pid} cannot be looked at", "it is another user's", "run doctor as root"
         ) from None
     return ServerFacts(

@@ -103,7 +103,9 @@ class Worker(ctypes.Structure):
         ("tid", c_uint32),
         ("cpu", c_uint32),
         ("pinned", c_uint32),
-        ("pad", c_uint64 * 3),
+        ("opened", c_uint64),
+        ("borrowed", c_uint64),
+        ("pad", c_uint64),
     )
 
 

@@ -115,8 +115,9 @@ def snapshot(
     where the kernel does not tell, assigned and not yet accepted), ``backlog`` (as many may wait)
     and ``dropped`` (by that queue; both None where the kernel does not tell, this one also with
     lean connections, where it counts the ACKs of deferred ones), ``unserved_ms`` (for how long
-    connections have waited and none was accepted) and ``busy`` (whether its worker is away from its
-    wait).
+    connections have waited and none was accepted), ``busy`` (whether its worker is away from its
+    wait), ``opened`` (connections that its worker opened from a port of its CPU) and ``borrowed``
+    (from another port, because those were used up).
 
     Args:
         page: Of an application, which may have scribbled over it.
@@ -213,4 +214,6 @@ def _slot(
         "dropped": queue.drops if queue and not page.lean else None,
         "unserved_ms": unserved_ns // 1_000_000,
         "busy": worker.busy_since != 0,
+        "opened": worker.opened,
+        "borrowed": worker.borrowed,
     }

@@ -102,7 +102,7 @@ def _all_changes(facts: HostFacts, request: Request, profile: Profile) -> Iterat
         yield from plan_rfs(layout, profile)
         yield from _plan_irqbalance(facts, layout)
         if profile.slices:
-            yield from plan_rules(layout, facts, choose_cpus(facts, request))
+            yield from plan_rules(layout, facts)
     moves = bool(profile.flow_entries) or any(
         share for layout in layouts if layout.nic.kind == "card" for share in layout.shares
     )

@@ -3,8 +3,8 @@
 
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
+from fastsocket.errors import UsageError
+from fastsocket.host.slices import PortRange, plan_slices
 from fastsocket.nic.changes import Change, Setting, change
 from fastsocket.nic.drivers import driver_of
 from fastsocket.nic.ethtool import FlowRule
@@ -13,7 +13,6 @@ from fastsocket.nic.profiles import SQUEEZED_MANY, Profile
 from fastsocket.nic.queues import Layout
 
 __all__ = [
-    "PortSlice",
     "plan_coalesce",
     "plan_notrack",
     "plan_rfs",
@@ -21,41 +20,11 @@ __all__ = [
     "plan_rss",
     "plan_rules",
     "plan_sysctls",
-    "port_slices",
     "takes_slices",
 ]
 
 _NTUPLE = "rx-ntuple-filter"
 _RFS_TABLE = "net.core.rps_sock_flow_entries"
-
-
-class PortSlice(msgspec.Struct, frozen=True):
-    """Local ports of one CPU: `first` to `last`, all that equal `first` under `mask`."""
-
-    cpu: int
-    first: int
-    last: int
-    mask: int
-
-
-def port_slices(low: int, high: int, cpus: Sequence[int]) -> list[PortSlice]:
-    """Return one slice of the local ports `low` to `high` (both included) for each CPU.
-
-    Slices are contiguous, equal and a power of two wide and aligned, so that one rule with one
-    mask tells each of them; cards such as the 82599 take one mask for all rules. Empty where the
-    range is too small for two ports a CPU.
-    """
-    width = 1 << 15
-    while width >= 2:
-        start = -(-low // width) * width
-        if start + width * len(cpus) - 1 <= high:
-            mask = 0xFFFF & ~(width - 1)
-            return [
-                PortSlice(cpu, start + width * index, start + width * (index + 1) - 1, mask)
-                for index, cpu in enumerate(cpus)
-            ]
-        width //= 2
-    return []
 
 
 def plan_coalesce(nic: Nic, profile: Profile) -> Iterator[Change]:
@@ -132,18 +101,22 @@ def takes_slices(layout: Layout) -> bool:
     return able and nic.rule_limit >= len(layout.rx) > 1
 
 
-def plan_rules(layout: Layout, facts: HostFacts, cpus: Sequence[int]) -> Iterator[Change]:
+def plan_rules(layout: Layout, facts: HostFacts) -> Iterator[Change]:
     """Yield ntuple rules that bring a backend's replies to the CPU whose local port they carry.
 
-    Every CPU of `cpus` has a slice; those that own a queue get a rule.
+    Every online CPU has a slice; those that own a queue get a rule.
     """
     nic = layout.nic
     ports = facts.sysctls.get("net.ipv4.ip_local_port_range", "").split()
     if len(ports) != 2 or not takes_slices(layout):
         return
+    try:
+        plan = plan_slices(PortRange(int(ports[0]), int(ports[1])), facts.topology.online)
+    except UsageError:  # too few ports
+        return
     queue_of = {cpu: queue for queue, cpu in reversed(list(enumerate(layout.rx)))}
     missing = []
-    for part in port_slices(int(ports[0]), int(ports[1]), cpus):
+    for part in plan.slices:
         if part.cpu in queue_of:
             rule = str(FlowRule("tcp4", part.first, part.mask, queue_of[part.cpu]))
             if rule not in nic.rules.values():

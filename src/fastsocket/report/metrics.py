@@ -29,6 +29,7 @@ MIN_ROUNDS = 6
 """Fewest rounds for a claim: n rounds lie on one side of the true median by chance with probability
 2^(1-n), which is below 5 % from six on."""
 
+_COST = "ns_per_packet_"
 _METRICS = {
     "cps": MetricText("Connections per second", 1),
     "rps": MetricText("Requests per second", 1),
@@ -37,8 +38,14 @@ _METRICS = {
     "resched_ipis_per_1k": MetricText("Reschedule interrupts per 1,000 connections", -1),
     "local_percent": MetricText("Connections served on the CPU that received them", 1),
     "active_local_percent": MetricText("Backend packets on the CPU that opened the connection", 1),
+    "reader_local_percent": MetricText("Reads of a moving reader that find data of its CPU", 1),
+    "prepare_ms": MetricText("CPU time to compile and load a rule", -1),
     "worker_cv_renewed": MetricText("Spread over workers, half of them renewed", -1),
     "segments_per_conn": MetricText("TCP segments per connection, both ends", -1),
+    "own_resched_ipis_per_1k": MetricText(
+        "Reschedule interrupts per 1,000 connections that made server or client run", -1
+    ),
+    "core_deviation_percent": MetricText("Core farthest from the mean of accepts", -1),
     "worker_cv": MetricText("Spread over workers (deviation / mean)", -1),
     "p50_us": MetricText("Latency, median", -1),
     "p99_us": MetricText("Latency, 99th percentile", -1),
@@ -91,6 +98,8 @@ HEADLINES = {
 
 def metric_text(name: str) -> MetricText:
     """Return a metric's text; one that is not known yet is shown under its own name."""
+    if name.startswith(_COST):
+        return MetricText(f"Time per packet, rule {name.removeprefix(_COST)}", -1)
     return _METRICS.get(name) or MetricText(name.replace("_", " ").capitalize(), 0)
 
 

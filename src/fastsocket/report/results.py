@@ -66,6 +66,7 @@ class Point(msgspec.Struct, frozen=True):
     modes: Modes
     ratios: Ratios
     per_core: dict[str, list[Core]] = {}
+    call_sites: dict[str, dict[str, float]] = {}
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -75,6 +76,8 @@ class Result(msgspec.Struct, frozen=True):
         format: Version of the file's shape.
         rounds: Complete rounds; `seconds` is the length of one run in them.
         call_sites: Lock contentions per 1,000 connections by mode and kernel function.
+        woken: Reschedule interrupts per 1,000 connections by mode and woken task.
+        kind: What the figures are no measure of; empty for a machine's own.
         points: Of `scale` only: the same figures at each core count.
         usl: Of `scale` only: the scalability law by mode.
         per_core: How each CPU spent the run, by mode.
@@ -94,6 +97,8 @@ class Result(msgspec.Struct, frozen=True):
     interrupted: bool = False
     notes: list[str] = []
     call_sites: dict[str, dict[str, float]] = {}
+    woken: dict[str, dict[str, float]] = {}
+    kind: str = ""
     points: list[Point] = []
     usl: dict[str, Verdict] = {}
     per_core: dict[str, list[Core]] = {}

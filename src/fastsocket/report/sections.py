@@ -27,6 +27,7 @@ from fastsocket.report.tables import (
     metric_table,
     mode_order,
     scale_table,
+    woken_table,
 )
 
 __all__ = ["Chart", "Curve", "Section", "result_sections", "throughput_chart"]
@@ -66,11 +67,17 @@ class Section(NamedTuple):
 
 
 def result_sections(results: Iterable[Result]) -> list[Section]:
-    """Return a section for each result in the scenarios' order, and one for a host they share."""
+    """Return a section for each result in the scenarios' order, and one for a host they share.
+
+    Within a scenario nginx is first: the server that most readers look for.
+    """
     order = list(SCENARIOS)
-    known = sorted(
-        results, key=lambda one: order.index(one.scenario) if one.scenario in order else 99
-    )
+
+    def place(one: Result) -> tuple[int, bool]:
+        known = order.index(one.scenario) if one.scenario in order else len(order)
+        return known, one.server != "nginx"
+
+    known = sorted(results, key=place)
     hosts = list(dict.fromkeys(tuple(host_rows(result.host)) for result in known))
     sections = [
         (_scale_section if result.points else _metric_section)(
@@ -119,6 +126,8 @@ def _metric_section(key: str, result: Result, host: Sequence[tuple[str, str]]) -
     tables = [metric_table(result)]
     if any(result.call_sites.values()):
         tables.append(call_site_table(result.call_sites))
+    if any(result.woken.values()):
+        tables.append(woken_table(result.woken))
     return Section(
         key,
         heading(result),
@@ -221,9 +230,7 @@ def _scale_section(key: str, result: Result, host: Sequence[tuple[str, str]]) ->
     measured = {name for point in points for metrics in point.modes.values() for name in metrics}
     metric = next((name for name in ("cps", "rps") if name in measured), "")
     if not metric:
-        return Section(
-            key, heading(result), ("The file holds no throughput.",), facts=_facts(result, host)
-        )
+        return _count_section(key, result, host, measured)
     curves: dict[str, Curve] = {
         mode: [
             (float(point.cores), found.median, found.low, found.high)
@@ -245,6 +252,22 @@ def _scale_section(key: str, result: Result, host: Sequence[tuple[str, str]]) ->
         cards.append(_ratio_card(result, metric, final, pair))
     charts = [*([chart] if chart else []), *_core_charts(last.per_core, result.host.cpus)]
     return Section(key, heading(result), _text(result), cards, charts, tables, _facts(result, host))
+
+
+def _count_section(
+    key: str, result: Result, host: Sequence[tuple[str, str]], measured: set[str]
+) -> Section:
+    """Return what was counted by cores where nothing was timed, with the call sites of each."""
+    if not measured:
+        text = ("The file holds no figures.",)
+        return Section(key, heading(result), text, facts=_facts(result, host))
+    first = next(iter(result.points[0].modes.values()))
+    tables = [scale_table(result, name) for name in first]
+    for point in result.points:
+        if any(point.call_sites.values()):
+            table = call_site_table(point.call_sites)
+            tables.append(table._replace(caption=f"{table.caption}, {point.cores} cores"))
+    return Section(key, heading(result), _text(result), tables=tables, facts=_facts(result, host))
 
 
 def _scale_metrics(measured: set[str], first: str) -> list[str]:

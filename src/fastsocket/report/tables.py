@@ -27,6 +27,7 @@ __all__ = [
     "metric_table",
     "mode_order",
     "scale_table",
+    "woken_table",
 ]
 
 _MODE_ORDER = ("stock", "reuseport", "fastsocket")
@@ -62,6 +63,8 @@ def mode_order(modes: Iterable[str]) -> list[str]:
 def heading(result: Result) -> str:
     """Return the heading of a result, such as "Short connections: nginx"."""
     name = SCENARIOS.get(result.scenario, result.scenario)
+    if result.kind:
+        name = f"Counts by cores ({result.kind})"
     return f"{name}: {result.server}" if result.server else name
 
 
@@ -131,6 +134,17 @@ def scale_table(result: Result, metric: str) -> Table:
 
 def call_site_table(sites: dict[str, dict[str, float]]) -> Table:
     """Return where locks were contended: the kernel functions that matter, the worst first."""
+    caption = "Lock contentions per 1,000 connections by call site"
+    return _remaining_table(caption, "Function", sites)
+
+
+def woken_table(woken: dict[str, dict[str, float]]) -> Table:
+    """Return whom reschedule interrupts woke: the tasks, most first."""
+    caption = "Reschedule interrupts per 1,000 connections by woken task"
+    return _remaining_table(caption, "Task", woken)
+
+
+def _remaining_table(caption: str, what: str, sites: dict[str, dict[str, float]]) -> Table:
     modes = mode_order(sites)
     functions = dict.fromkeys(name for mode in modes for name in sites[mode])
     worst = sorted(functions, key=lambda name: -max(sites[mode].get(name, 0) for mode in modes))
@@ -138,7 +152,7 @@ def call_site_table(sites: dict[str, dict[str, float]]) -> Table:
         [Cell(name), *(Cell(number(sites[mode].get(name, 0))) for mode in modes)]
         for name in worst[:_CALL_SITES]
     ]
-    return Table("Lock contentions per 1,000 connections by call site", ["Function", *modes], rows)
+    return Table(caption, [what, *modes], rows)
 
 
 def law_table(laws: dict[str, Verdict]) -> Table:

@@ -7,7 +7,6 @@ process in the cgroup and below; applications that bind a port themselves keep i
 
 import os
 import struct
-from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +14,9 @@ from typing import Self
 
 from fastsocket.bpf.libbpf import BpfObject, Link
 from fastsocket.errors import UsageError
+from fastsocket.host.slices import SlicePlan
 from fastsocket.native import native_file
 from fastsocket.steer.program import per_cpu_sum, settings_for
-from fastsocket.steer.slices import SlicePlan
 
 __all__ = ["ConnectExit", "ConnectHooks"]
 
@@ -39,15 +38,14 @@ class ConnectHooks:
 
     Args:
         cgroup: A folder in the cgroup v2 file system.
-        cpus: The CPU set, as given to the rule rfd.
-        plan: The slices of these CPUs.
+        plan: The slices.
 
     Raises:
         UsageError: There is no such cgroup.
         BpfError: The kernel refuses.
     """
 
-    def __init__(self, cgroup: Path, cpus: Sequence[int], plan: SlicePlan) -> None:
+    def __init__(self, cgroup: Path, plan: SlicePlan) -> None:
         self._links: list[Link] = []
         try:
             handle = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
@@ -55,12 +53,14 @@ class ConnectHooks:
             raise UsageError(f"{cgroup} is no cgroup", error.strerror or "") from error
         self._object = BpfObject(native_file("connect.bpf.o"))
         try:
-            self._object.set_variable(0, bytes(settings_for(cpus)), ".rodata.steer")
+            self._object.set_variable(
+                0, bytes(settings_for([part.cpu for part in plan.slices])), ".rodata.steer"
+            )
             self._object.load()
             slices = self._object.map("slices")
-            for part in plan.slices:
-                size = (part.last - part.first + 1) * 3 // 4
-                slices.update(struct.pack("=I", part.index), struct.pack("=II", part.first, size))
+            for index, part in enumerate(plan.slices):
+                given = struct.pack("=II", part.first, part.size * 3 // 4)
+                slices.update(struct.pack("=I", index), given)
             for name in ("connect_ipv4", "connect_ipv6"):
                 self._links.append(self._object.program(name).attach_cgroup(handle))
         except BaseException:
@@ -69,10 +69,20 @@ class ConnectHooks:
         finally:
             os.close(handle)
 
+    @property
+    def fds(self) -> set[int]:
+        """Descriptors that hold the hooks and what they count."""
+        return {link.fd for link in self._links} | {self._object.map("exits").fd}
+
     def exits(self) -> dict[ConnectExit, int]:
         """Return how many connects went each way so far."""
         exits = self._object.map("exits")
         return {way: per_cpu_sum(exits, int(way)) for way in ConnectExit}
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many connections took a port of their CPU's slice, and how many another."""
+        exits = self.exits()
+        return exits[ConnectExit.OWN], exits[ConnectExit.BORROWED] + exits[ConnectExit.LEFT]
 
     def close(self) -> None:
         """Take the hooks off."""

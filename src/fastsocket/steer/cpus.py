@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The set of CPUs that a rule chooses from."""
 
-from pathlib import Path
-
 from fastsocket.errors import UsageError
+from fastsocket.host.cpulist import format_list, online_cpus
 
 __all__ = ["cpu_set", "online_cpus", "parse_cpus"]
-
-_ONLINE = Path("/sys/devices/system/cpu/online")
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -30,11 +27,6 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def online_cpus() -> tuple[int, ...]:
-    """Return the CPUs that are online."""
-    return parse_cpus(_ONLINE.read_text())
-
-
 def cpu_set(text: str | None) -> tuple[int, ...]:
     """Return the CPUs in `text`, or all that are online.
 
@@ -47,6 +39,6 @@ def cpu_set(text: str | None) -> tuple[int, ...]:
     if missing:
         raise UsageError(
             f"CPU {', '.join(map(str, missing))} cannot take packets", "absent or offline",
-            f"choose from {_ONLINE.read_text().strip()}",
+            f"choose from {format_list(online)}",
         )  # fmt: skip
     return chosen

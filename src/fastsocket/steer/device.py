@@ -8,13 +8,14 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsocket.bpf.libbpf import BpfError, Map
 from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
+from fastsocket.host.slices import BLOCKS
 from fastsocket.steer import kernel, pins
 from fastsocket.steer.compile import CompiledRule
 from fastsocket.steer.feed import pin_feed
@@ -23,7 +24,7 @@ from fastsocket.steer.layout import Exit
 from fastsocket.steer.library import is_built_in
 from fastsocket.steer.pins import Note
 from fastsocket.steer.probe import generic_redirect_works
-from fastsocket.steer.program import SteerProgram, per_cpu_sum
+from fastsocket.steer.program import SteerProgram, per_cpu_sum, write_table
 
 __all__ = [
     "Attachment",
@@ -32,6 +33,7 @@ __all__ = [
     "detach",
     "device_index",
     "driver_of",
+    "fill_slices",
     "open_table",
     "status",
 ]
@@ -191,6 +193,23 @@ def open_table(device: str, name: str) -> tuple[Table, Map]:
         known = ", ".join(tables) or "none"
         raise UsageError(f"the rule on {device} has no table {name}", "", f"it has {known}")
     return tables[name], pins.open_map(place, tables[name])
+
+
+def fill_slices(device: str, entries: Mapping[int, int]) -> None:
+    """Tell the rule rfd on `device` which block of ports belongs to which position in its set.
+
+    Args:
+        device: Name of the device.
+        entries: Block to position plus 1; other blocks belong to none.
+
+    Raises:
+        ConflictError: The device has no rule.
+        UsageError: It has another.
+    """
+    table, kept = open_table(device, "SLICES")
+    for block in range(BLOCKS):
+        write_table(table, kept, block, entries.get(block, 0))
+    kept.close()
 
 
 def _attachment(place: Path) -> Attachment:

@@ -14,6 +14,7 @@ from fastsocket.bench.scenarios.scale import Scale
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.soak import Soak
 from fastsocket.bench.scenarios.stall import Stall
+from fastsocket.bench.scenarios.steer import Steer
 
 __all__ = ["SCENARIOS"]
 
@@ -31,5 +32,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         Proxy(),
         Redis(),
         Scale(),
+        Steer(),
     )
 }

@@ -3,11 +3,16 @@
 
 The backend is the demo server in its stock configuration, in all modes alike. Requests are as in
 `short`: the client's connection and the proxy's own are both closed after one.
+
+The backend's answers are spread by flow, as a NIC with a queue for each CPU does it. Under
+Fastsocket receive flow deliver takes the place of that: the proxy's connections take ports of their
+CPU, and the rule rfd steers by them.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.netspace import Netspace
@@ -23,8 +28,12 @@ from fastsocket.bench.scenario import (
 )
 from fastsocket.bench.scenarios.short import Short, measure_speed, watch_accepts
 from fastsocket.bench.servers import CONNECTIONS, HTTP_SERVERS, Site
-from fastsocket.bench.wires import spread_packets, wire
+from fastsocket.bench.wires import finish_checksums, spread_packets, wire
 from fastsocket.errors import MissingFeatureError, UsageError
+from fastsocket.host.slices import local_slices
+from fastsocket.steer import device
+from fastsocket.steer.compile import compile_rule
+from fastsocket.steer.library import find_rule
 
 __all__ = ["Proxy"]
 
@@ -56,11 +65,15 @@ class Proxy(Short):
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
-        with _proxied(setup, mode) as running:
+        with self.staged(setup, mode) as running:
             measure_speed(taken, running)
             watch_accepts(taken, running)
             taken.put("active_local_percent", _active_local(running), setup.probe_reason)
         return taken
+
+    def staged(self, setup: Setup, mode: Mode) -> AbstractContextManager[Stage]:
+        """See :class:`fastsocket.bench.scenarios.short.Short`."""
+        return _proxied(setup, mode)
 
 
 @contextmanager
@@ -77,23 +90,44 @@ def _proxied(setup: Setup, mode: Mode) -> Iterator[Stage]:
         outer = [f"{client}/{PREFIX}" for client in CLIENTS]
         wire(clients, proxy, ("client", "outside"), (outer, f"{OUTSIDE}/{PREFIX}"))
         wire(behind, proxy, ("backend", "inside"), ([f"{BACKEND}/{PREFIX}"], f"{INSIDE}/{PREFIX}"))
-        for netspace, device in (
-            (clients, "client"),
-            (proxy, "outside"),
-            (proxy, "inside"),
-            (behind, "backend"),
-        ):
-            spread_packets(netspace, device, cpus)
+        finish_checksums(behind, "backend")
+        for netspace, name in ((clients, "client"), (proxy, "outside"), (behind, "backend")):
+            spread_packets(netspace, name, cpus)
+        if mode is Mode.FASTSOCKET:
+            setup = replace(setup, run_options=[*setup.run_options, "--receive-flow-deliver"])
+            arrival: AbstractContextManager[None] = _delivered(proxy, cpus)
+        else:
+            spread_packets(proxy, "inside", cpus)
+            arrival = nullcontext()
         backend = Site(BACKEND, setup.port, setup.workers, place, capacity=room)
         end = (backend.address, backend.port)
         command = HTTP_SERVERS["demo"].command(Mode.STOCK, backend)
         site = Site(OUTSIDE, setup.port, setup.workers, place, capacity=room, backend=end)
         with (
+            arrival,
             running_server(command, behind, end, setup.note),
             serving(setup, mode, proxy, site) as process,
         ):
             sources = f"{CLIENTS[0]}-{CLIENTS[-1]}"
             yield Stage(setup, proxy, site, process, clients, sources, (clients, behind))
+
+
+@contextmanager
+def _delivered(proxy: Netspace, cpus: Sequence[int]) -> Iterator[None]:
+    """Steer what the proxy gets from inside to the CPUs that opened the connections, for a block.
+
+    Raises:
+        FastsocketError: The rule cannot be attached.
+    """
+    with proxy.entered():
+        device.attach(compile_rule(find_rule("rfd"), len(cpus)), "inside", cpus)
+    try:
+        with proxy.entered():
+            device.fill_slices("inside", local_slices().table(cpus))
+        yield
+    finally:
+        with proxy.entered():
+            device.detach("inside")
 
 
 def _active_local(running: Stage) -> float | None:

@@ -26,6 +26,7 @@ from fastsocket.bench.runner import (
 )
 from fastsocket.bench.scenario import SPARE, Measurement, Setup
 from fastsocket.bench.scenarios.short import Short
+from fastsocket.bench.trace import Trace
 from fastsocket.errors import UsageError
 
 __all__ = ["PER_CORE", "Cell", "Scale", "bounded", "core_counts", "setups_by_cores", "verdict_of"]
@@ -74,7 +75,12 @@ class Scale(Short):
         return play(plan, rounds, seed, progress, budget_seconds)
 
     def result(
-        self, setups: Mapping[int, Setup], done: Rounds[Cell], seed: int, notes: Sequence[str]
+        self,
+        setups: Mapping[int, Setup],
+        done: Rounds[Cell],
+        seed: int,
+        notes: Sequence[str],
+        traces: Mapping[Mode, Trace] | None = None,
     ) -> Result:
         """Make the result: its main figures are those of the most cores."""
         tables = {cores: _tables(done, cores) for cores in sorted(setups)}
@@ -88,7 +94,7 @@ class Scale(Short):
             str(mode): verdict_of({cores: table[mode] for cores, table in tables.items()})
             for mode in modes
         }
-        whole = assemble(self, setups[most], done, seed, notes, tables[most])
+        whole = assemble(self, setups[most], done, seed, notes, tables[most], traces)
         return msgspec.structs.replace(whole, points=points, usl=laws)
 
 

@@ -3,18 +3,19 @@
 
 A run has two loads. The first is measured for speed, with counters that run only at contentions and
 reschedule interrupts. The second, shorter one is watched at every accept: that makes each system
-call on the machine some 0.2 us slower, so nothing of it enters the first.
+call on the machine some 0.2 us slower, so nothing of it enters the first. What remains is named in
+a run apart (:meth:`Short.trace`).
 """
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
-from fastsocket.bench.kallsyms import Symbols, call_site
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.probe import ACCEPTS, EVENTS, SITES, Accepts
+from fastsocket.bench.probe import ACCEPTS, EVENTS, Accepts, Probe
 from fastsocket.bench.scenario import Measurement, Setup, Stage, stage
 from fastsocket.bench.servers import HTTP_SERVERS
 from fastsocket.bench.stats import spread
+from fastsocket.bench.trace import Trace, take_trace
 
 __all__ = ["Short", "measure_speed", "watch_accepts"]
 
@@ -47,10 +48,23 @@ class Short:
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
-        with stage(setup, mode) as running:
+        with self.staged(setup, mode) as running:
             measure_speed(taken, running)
             watch_accepts(taken, running)
         return taken
+
+    def staged(self, setup: Setup, mode: Mode) -> AbstractContextManager[Stage]:
+        """Start the server in `mode` for a block."""
+        return stage(setup, mode)
+
+    def trace(self, setup: Setup, mode: Mode, probe: Probe) -> Trace:
+        """Run once more to name what remains of contentions and interrupts; no figure of it counts.
+
+        Raises:
+            FastsocketError: Server or client failed, or the kernel has no such tracepoints.
+        """
+        with self.staged(setup, mode) as running:
+            return take_trace(running, probe)
 
 
 def measure_speed(taken: Measurement, running: Stage) -> None:
@@ -80,17 +94,11 @@ def watch_accepts(taken: Measurement, running: Stage) -> None:
         taken.put("worker_cv", None, setup.probe_reason)
         return
     probe.watch(running.netspace.inode, setup.port)
-    with probe.attached(*ACCEPTS, *(SITES if setup.call_sites else ())):
+    with probe.attached(*ACCEPTS):
         running.load(WATCH_SECONDS, WATCH_WARMUP)
         accepts = probe.accepts().values()
-    total = sum(each.accepted for each in accepts)
     taken.put("local_percent", _local_percent(accepts))
     taken.put("worker_cv", spread([each.accepted for each in accepts], setup.workers))
-    if setup.call_sites and total:
-        symbols = Symbols.running()
-        for addresses, count in probe.sites():
-            site = call_site([symbols.name(address) for address in addresses])
-            taken.sites[site] = taken.sites.get(site, 0.0) + 1000 * count / total
 
 
 def _local_percent(accepts: Iterable[Accepts]) -> float | None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`soak`: one server under Fastsocket for as long as the rounds last, in random trouble all along.
+"""`soak`: one server for as long as the rounds last, in random trouble all along.
 
 In each round short connections come at a rate while others stay; workers are killed, stopped for a
 moment and reloaded, and in the first quarter of the rounds the keeper is killed, too. Between two
-rounds nothing runs, and memory, descriptors and slots are looked at: none of them may grow.
+rounds nothing runs, and memory, descriptors and slots are looked at: none of them may grow. Mode
+`stock` is a control: what it loses is lost to a machine that is too slow.
 """
 
 import os
@@ -27,12 +28,15 @@ from fastsocket.errors import FastsocketError, UsageError
 __all__ = ["LIMITS", "Soak", "growth"]
 
 FEWEST_SECONDS = 5.0
-RATE = 150.0
+RATE = 50.0
 HELD = 50
 PAUSES_SECONDS = (0.05, 0.8)
 STOP_SECONDS = (0.01, 0.3)
 QUIET_END_SECONDS = 0.5
 CALM_SECONDS = 10.0
+# Of a server without a keeper, until that must have brought one.
+FORKS = 3
+_CONTROL = "there is none without Fastsocket"
 _KEEPS_ALIVE = ("nginx", "demo")
 
 LIMITS: Mapping[str, float] = {
@@ -50,6 +54,7 @@ more or less make up. A leak at each kill or reload is ten times that within min
 class _Kept:
     """The server that all rounds share."""
 
+    mode: Mode
     running: Stage
     trouble: Trouble
     rng: random.Random
@@ -90,17 +95,30 @@ class Soak:
             raise UsageError(f"a round of soak takes {FEWEST_SECONDS:g} s", todo="use --seconds")
         return setup
 
+    @staticmethod
+    def mode_of(asked: Sequence[str], modes: Sequence[Mode]) -> list[Mode]:
+        """Return the one mode to run: Fastsocket, unless another was asked for.
+
+        Raises:
+            UsageError: It was more than one.
+        """
+        if not asked:
+            return [Mode.FASTSOCKET]
+        if len(modes) > 1:
+            raise UsageError("soak runs one mode", todo="call it once for each")
+        return list(modes)
+
     @contextmanager
-    def kept(self, setup: Setup, rounds: int, seed: int) -> Iterator[None]:
-        """Keep the server of `setup` for a block of that many rounds.
+    def kept(self, setup: Setup, mode: Mode, rounds: int, seed: int) -> Iterator[None]:
+        """Keep the server of `setup` in `mode` for a block of that many rounds.
 
         Raises:
             FastsocketError: It does not start.
         """
         keep_alive = setup.server.name in _KEEPS_ALIVE
-        with stage(setup, Mode.FASTSOCKET, keep_alive=keep_alive, reloads=True) as running:
-            trouble = Trouble(running, Mode.FASTSOCKET)
-            self._kept = _Kept(running, trouble, random.Random(seed), -(-rounds // 4))
+        with stage(setup, mode, keep_alive=keep_alive, reloads=True) as running:
+            trouble = Trouble(running, mode)
+            self._kept = _Kept(mode, running, trouble, random.Random(seed), -(-rounds // 4))
             try:
                 yield
             finally:
@@ -128,7 +146,10 @@ class Soak:
             taken.put("accepted_lost", None, setup.probe_reason)
         else:
             accepted = later.accepted_lost - earlier.accepted_lost + outcome.cut_short
-            taken.put("lost", float(max(outcome.errors - accepted, 0)))
+            lost = max(outcome.errors - accepted, 0)
+            if lost:
+                setup.note(f"errors of round {kept.rounds + 1}: {dict(outcome.kinds)}")
+            taken.put("lost", float(lost))
             taken.put("accepted_lost", float(accepted))
         done = kept.trouble.done
         taken.put("completed", float(outcome.completed))
@@ -142,7 +163,7 @@ class Soak:
 
     def faults(self, rounds: Sequence[Mapping[Mode, Measurement]]) -> FastsocketError | None:
         """Return what the rounds show that must not be, if anything."""
-        samples = [each[Mode.FASTSOCKET].values for each in rounds]
+        samples = [one.values for each in rounds for one in each.values()]
         found = []
         for name, what in (("lost", "connections lost"), ("stuck_slots", "slots stuck")):
             if count := sum(one.get(name) or 0.0 for one in samples):
@@ -169,7 +190,7 @@ def _random_trouble(kept: _Kept, seconds: float) -> int:
         "kill": 4 * ability.replaces,
         "reload": 2 * (ability.reload is not None),
         "stop": 2,
-        "keeper": kept.rounds < kept.keeper_kills_until,
+        "keeper": kept.mode is Mode.FASTSOCKET and kept.rounds < kept.keeper_kills_until,
     }
     stops, end = 0, time.monotonic() + seconds - QUIET_END_SECONDS
     while time.monotonic() < end:
@@ -203,7 +224,15 @@ def _look(kept: _Kept, taken: Measurement) -> None:
     Raises:
         FastsocketError: There is no keeper any more.
     """
-    running, trouble = kept.running, kept.trouble
+    running, trouble, master = kept.running, kept.trouble, kept.running.process.pid
+    taken.put("master_fds", descriptors(master))
+    counts = [count for pid in trouble.workers() if (count := descriptors(pid)) is not None]
+    taken.put("worker_fds", max(counts, default=None))
+    if kept.mode is not Mode.FASTSOCKET:
+        for name in ("stuck_slots", "keeper_pss_kib", "keeper_anon_kib", "library_kib"):
+            taken.put(name, None, _CONTROL)
+        taken.put("keeper_fds", None, _CONTROL)
+        return
     status, left, end = _status(kept), -1, time.monotonic() + CALM_SECONDS
     while (left := stuck(status, trouble.workers())) and time.monotonic() < end:
         time.sleep(0.1)
@@ -211,15 +240,12 @@ def _look(kept: _Kept, taken: Measurement) -> None:
     if left:
         slots = [slot for listener in status["listeners"] for slot in listener["slots"]]
         running.setup.note(f"stuck after round {kept.rounds}: {slots}")
-    keeper, master = status["keeper"], running.process.pid
+    keeper = status["keeper"]
     taken.put("stuck_slots", float(left))
     taken.put("keeper_pss_kib", pss_kib(keeper))
     taken.put("keeper_anon_kib", anonymous_kib(keeper))
     taken.put("library_kib", library_kib(master))
     taken.put("keeper_fds", descriptors(keeper))
-    taken.put("master_fds", descriptors(master))
-    counts = [count for pid in trouble.workers() if (count := descriptors(pid)) is not None]
-    taken.put("worker_fds", max(counts, default=None))
 
 
 def _status(kept: _Kept) -> dict[str, Any]:
@@ -228,11 +254,16 @@ def _status(kept: _Kept) -> dict[str, Any]:
     Raises:
         FastsocketError: It does not come.
     """
-    running = kept.running
-    for _ in range(3):
-        with running.netspace.entered():
-            status = ask(running.process.pid)
-        if status:
-            return status
+    running, end = kept.running, time.monotonic()
+    for _ in range(FORKS):
+        while True:
+            with running.netspace.entered():
+                status = ask(running.process.pid)
+            if status:
+                return status
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
         kept.trouble.fork()
+        end = time.monotonic() + CALM_SECONDS
     raise FastsocketError("no keeper came in place of one that was killed")
