@@ -17,7 +17,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "fsocket.h"
+#include "lean.h"
 
 #define RANGE(first, last) ((uint32_t)(last) << 16 | (first))
 #define NO_RANGE 0
@@ -257,7 +257,7 @@ static COLD int connect_otherwise(int fd, const struct sockaddr *addr, socklen_t
 	return NEXT(connect)(fd, addr, len);
 }
 
-int fs_connect(int fd, const struct sockaddr *addr, socklen_t len)
+static inline int connect_delivered(int fd, const struct sockaddr *addr, socklen_t len)
 {
 	uint32_t ports;
 	int saved = errno;
@@ -271,9 +271,7 @@ int fs_connect(int fd, const struct sockaddr *addr, socklen_t len)
 	return ports ? connect_from(fd, addr, len, ports) : NEXT(connect)(fd, addr, len);
 }
 
-#ifndef FS_LEAN /* lean_client.c has a connect() that calls the above */
 EXPORT int connect(int fd, const struct sockaddr *addr, socklen_t len)
 {
-	return fs_connect(fd, addr, len);
+	return lean_connect(fd, addr, len, connect_delivered);
 }
-#endif

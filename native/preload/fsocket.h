@@ -190,7 +190,6 @@ extern int fs_deliver; /* connections take their port from the CPU's slice */
 extern int fs_own_ranges; /* the application sets ranges of local ports itself */
 void fs_slices_find(void);
 int fs_bind_now(int fd);
-int fs_connect(int fd, const struct sockaddr *addr, socklen_t len);
 
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);

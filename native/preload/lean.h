@@ -22,6 +22,7 @@
 #ifndef FS_LEAN
 
 #define lean_start() ((void)0)
+#define lean_connect(fd, addr, len, next) (next)(fd, addr, len)
 #define lean_spawn() ((void)0)
 #define lean_shared(fd) ((void)(fd))
 #define lean_relearn(l, pl) ((void)(l), (void)(pl))
@@ -118,6 +119,8 @@ void lean_measure(void);
 int lean_slowness(const struct fd_entry *entry);
 
 /* lean_client.c */
+int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
+		 int (*next)(int, const struct sockaddr *, socklen_t));
 void lean_client_writes(struct fd_entry *entry);
 void lean_client_reads(struct fd_entry *entry, int fd);
 void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned events);

@@ -83,17 +83,19 @@ static void give_up(struct fd_entry *entry, int fd)
 	errno = saved;
 }
 
-EXPORT int connect(int fd, const struct sockaddr *addr, socklen_t len)
+/* connect(), the rest of which is done by `next`. */
+int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
+		 int (*next)(int, const struct sockaddr *, socklen_t))
 {
 	int to = addr ? destination_of(addr, len) : -1, zero = 0, result, on;
 	struct fd_entry *entry = fd_entry(fd);
 
 	lean_may_sleep(FS_SLEPT);
 	if (to < 0 || entry == fd_entry(-1) || entry->kind != FD_OTHER)
-		return fs_connect(fd, addr, len); /* or asks how the connect goes that it began */
+		return next(fd, addr, len); /* or asks how the connect goes that it began */
 	on = destinations[to].on && lean_thread.clients < LEAN_CLIENTS &&
 	     NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &zero, sizeof(zero)) == 0;
-	result = fs_connect(fd, addr, len);
+	result = next(fd, addr, len);
 	if (result < 0 && errno != EINPROGRESS) {
 		entry->kind = FD_OTHER;
 		return result;

@@ -64,10 +64,10 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 
 	if (lean_takes_option(fd, level, name, value, len))
 		return 0;
-	if (unlikely(level == IPPROTO_IP && name == IP_LOCAL_PORT_RANGE))
-		fs_own_ranges = 1;
 	result = NEXT(setsockopt)(fd, level, name, value, len);
 	saved = errno;
+	if (unlikely(level == IPPROTO_IP && name == IP_LOCAL_PORT_RANGE))
+		fs_own_ranges = 1;
 	if (unlikely(result == 0 && forbids_siblings(level, name)))
 		forbid_siblings(fd);
 	else if (l && result == 0) {

@@ -59,8 +59,8 @@ def command(
     flags: dict[str, Any] = {}
     if listen_spawn is not None:
         flags["enable_listen_spawn"] = listen_spawn
-    if receive_flow_deliver is not None:
-        flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
     if lean is not None:
         flags["lean"] = lean
+    if receive_flow_deliver is not None:
+        flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
     launch(cmd, checked(flags, "the command line", parameters), local_fast_path)
