@@ -33,7 +33,8 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 /* Count an accepted connection for its slot, until it is closed. */
 static inline void opened(const struct fd_entry *entry, int slot, int connection)
 {
-	int listener = fs_listeners[entry->listener].page_index;
+	struct listener *l = &fs_listeners[entry->listener];
+	int listener = l->page_index;
 	struct fs_slot *ps = page_slot(listener, slot);
 	struct fd_entry *new = &fs_fds[connection];
 
@@ -47,7 +48,7 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 	new->listener = listener;
 	new->slot = slot;
 	new->era = fs_era;
-	lean_opened(new, &fs_listeners[entry->listener], page_listener(listener));
+	lean_opened(new, l, page_listener(listener));
 }
 
 /* A worker that accepts one connection after the other without waiting in between (gunicorn under

@@ -257,11 +257,9 @@ static inline void lean_may_sleep(enum fs_contradiction why)
 /* Before a wait for events; one that only looks leaves everything as it is. */
 static inline void lean_wait_begins(int blocks)
 {
-	if (blocks) {
-		lean_thread.turn++;
-		if (unlikely(lean_thread.only))
-			lean_before_wait();
-	}
+	lean_thread.turn += !!blocks;
+	if (unlikely(lean_thread.only) && blocks)
+		lean_before_wait();
 }
 
 /* Before an accept() that may sleep; on a slot of its own a worker finds something or returns. */
