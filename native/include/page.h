@@ -179,6 +179,8 @@ struct fs_page {
 	__u32 cpus; /* keeper: entries used in cpu_order */
 	__u32 worker_lock; /* shim: pid of the holder, 0 = free */
 	__u32 keeper; /* keeper: its pid; shim: of the one that it starts in place of a dead one */
+	__u32 forks; /* shim: processes that were about to be forked */
+	__u32 born; /* shim: of these, those that have registered themselves */
 	__u16 cpu_order[FS_MAX_CPUS]; /* keeper: CPUs to fill, physical cores first */
 	__u32 process[FS_MAX_PROCESSES]; /* shim: processes that share the page; keeper: forgets the dead */
 	__u32 lean; /* shim: 1 once a worker makes connections lean */

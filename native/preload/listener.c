@@ -33,13 +33,10 @@ COLD struct listener *fs_known_listener(int fd)
 	return getpid() == fs_pid ? &fs_listeners[entry->listener] : NULL;
 }
 
-/* The application listens on `fd`: from here on a second worker gets a socket of its own.
- * SO_REUSEPORT is set only now, after bind() and listen() had their say, so that whatever
- * would have failed with EADDRINUSE did.
- */
+/* The application listens on `fd`: from here on a second worker gets a socket of its own. */
 void fs_listener_add(int fd, int backlog, int inherited)
 {
-	int saved = errno, one = 1, reuseport = 0, flags, page_index;
+	int saved = errno, reuseport = 0, flags, page_index;
 	socklen_t length = sizeof(reuseport);
 	struct fs_listener *pl;
 	struct listener *l = listener_of(fd);
@@ -57,18 +54,13 @@ void fs_listener_add(int fd, int backlog, int inherited)
 	    !fs_can_have_siblings(fd))
 		goto out;
 	NEXT(getsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &reuseport, &length);
-	if (!reuseport && NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) < 0)
-		goto out;
 	flags = (reuseport ? 0 : FS_JOIN_LATE) | (inherited ? FS_JOIN_INHERITED : 0);
 	l = new_entry();
 	if (!l)
 		goto out;
 	l->fd = fd;
 	page_index = fs_keeper_join(l, flags);
-	if (page_index < 0) { /* it stays as it was */
-		one = 0;
-		if (!reuseport)
-			NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
+	if (page_index < 0) {
 		l->fd = -1;
 		goto out;
 	}
@@ -162,6 +154,8 @@ static void note_fork(const struct listener *l)
 void fs_before_fork(void)
 {
 	lean_spawn();
+	if (fs_page)
+		__atomic_fetch_add(&fs_page->forks, 1, __ATOMIC_RELAXED);
 	if (fs_listener_count)
 		fs_keeper_ensure();
 	for (int i = 0; i < fs_listener_count; i++) {
@@ -188,6 +182,8 @@ void fs_register_process(void)
 void fs_after_fork_in_child(void)
 {
 	fs_register_process();
+	if (fs_page)
+		__atomic_fetch_add(&fs_page->born, 1, __ATOMIC_RELAXED);
 	fs_unclaimed = 0;
 	for (int i = 0; i < fs_listener_count; i++) {
 		struct listener *l = &fs_listeners[i];

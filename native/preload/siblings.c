@@ -18,7 +18,10 @@ uint64_t fs_cookie(int fd)
 	return NEXT(getsockopt)(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0 ? 0 : cookie;
 }
 
-/* Bind one more sibling; returns its place in l->sibling, or -1 with errno. */
+/* Bind one more sibling; returns its place in l->sibling, or -1 with errno. The application's own
+ * socket gets SO_REUSEPORT only now: what would have failed with EADDRINUSE did, and for others it
+ * still does while the application has no more than one worker.
+ */
 int fs_sibling_create(struct listener *l)
 {
 	int own = l->origin >= 0 ? l->origin : l->fd, one = 1, fd, domain, error;
@@ -31,6 +34,8 @@ int fs_sibling_create(struct listener *l)
 	}
 	if (getsockname(own, (struct sockaddr *)&address, &length) < 0 ||
 	    NEXT(getsockopt)(own, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+		return -1;
+	if (NEXT(setsockopt)(own, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) < 0)
 		return -1;
 	fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)

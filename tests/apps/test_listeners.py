@@ -2,6 +2,8 @@
 """Kinds of listeners and of waiting: what worker processes do with their sockets."""
 
 import json
+import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -123,8 +125,22 @@ signal.pause()
 """
 
 
-def test_inherited_listener_and_workers_that_exec(cpus: list[int]) -> None:
-    """As systemd hands over a socket: it listened before our library was there."""
+def test_with_one_worker_the_port_is_nobody_elses() -> None:
+    with python_server({"listen": [HERE], "workers": 0}) as app:
+        app.wait_for_slots(1)
+        with socket.socket() as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="Address already in use"):
+                stranger.bind(("127.0.0.1", PORT))
+        app.stop()
+
+
+@pytest.mark.parametrize("keeper_too", [False, True])
+def test_inherited_listener_and_workers_that_exec(cpus: list[int], keeper_too: bool) -> None:
+    """As systemd hands over a socket: it listened before our library was there, and goes on after.
+
+    At the end systemd tells all processes at once, the keeper too.
+    """
     with socket.create_server(("127.0.0.1", PORT)) as listener:
         plan = json.dumps({"inherit": [listener.fileno()], "workers": 0})
         worker = [sys.executable, str(PROGRAMS / "server.py"), plan]
@@ -132,7 +148,11 @@ def test_inherited_listener_and_workers_that_exec(cpus: list[int]) -> None:
         with Application(command, PORT, pass_fds=[listener.fileno()]) as app:
             app.wait_for_slots(2)
             expect_a_worker_each(app, cpus, PORT, "127.0.0.1")
+            assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+            if keeper_too:
+                os.kill(app.status()["keeper"], signal.SIGTERM)
             assert app.stop() == 0
+        assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
 
 
 OTHERS = """

@@ -398,3 +398,18 @@ def test_a_page_that_is_not_whole_is_not_taken_over(keeper: Tame) -> None:
         other = map_info(selector.sockets_fd).number
         with pytest.raises(FastsocketError, match="no status page"):
             StatusPage.reopen(other)
+
+
+def test_a_child_that_is_late_is_waited_for(keeper: Tame) -> None:
+    """A server that becomes a daemon: its parent may end before the child says that it is there."""
+    keeper.page.view.forks = 1
+    with sleeper(FASTSOCKET_KEEPER=NAME) as child:
+
+        def be_born() -> None:
+            keeper.page.view.process[0] = child
+            keeper.page.view.born = 1
+
+        threading.Timer(0.4, be_born).start()
+        assert keeper.adopt() == [child]
+    keeper.page.view.forks += 1
+    assert child in keeper.adopt()

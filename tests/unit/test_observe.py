@@ -2,6 +2,8 @@
 """Samples, their differences, and recordings that survive being cut anywhere."""
 
 import json
+import os
+import signal
 import struct
 import threading
 import time
@@ -21,7 +23,7 @@ from fastsocket.cli.report import command as report_command
 from fastsocket.errors import ConflictError, FastsocketError, UsageError
 from fastsocket.observe.applications import Applications, listeners_of
 from fastsocket.observe.host import HostSource, parse_cores
-from fastsocket.observe.record import record
+from fastsocket.observe.record import Stop, record, stop_on_signals
 from fastsocket.observe.recording import MAGIC, Header, Recorder, Recording
 from fastsocket.observe.sample import Core, Listener, Sample, Slot, rates
 
@@ -288,7 +290,7 @@ def test_pace_is_kept_and_late_samples_do_not_pile_up(monkeypatch: pytest.Monkey
                 clock.wait(2.5)
             return sample(clock.now)
 
-    record(Slow(), lambda one: taken.append(one.time), 1, 5, cast(threading.Event, clock))
+    record(Slow(), lambda one: taken.append(one.time), 1, 5, cast(Stop, clock))
     # The second sample took longer than two steps: one is left out, not made up for.
     assert taken == [0, 3.5, 3.5, 4, 5]
 
@@ -361,3 +363,14 @@ def test_known_applications_are_asked_again_and_new_ones_looked_for_rarely(
     clock.wait(2)
     assert len(applications.read()) == 1
     assert len(searches) == 2
+
+
+def test_a_signal_ends_each_wait() -> None:
+    """At whatever place of the wait it comes."""
+    for delay in range(1, 100):
+        stop = Stop()
+        with stop_on_signals(stop):
+            threading.Timer(delay / 1e5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            stop.wait()
+            stop.wait()
+        assert stop.is_set()

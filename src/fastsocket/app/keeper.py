@@ -41,6 +41,7 @@ __all__ = ["Keeper", "become_keeper"]
 
 GRACE_S = 0.3  # for a new worker to take over what a dead one left
 LINGER_S = 0.05  # after the last known process: time for a child of its to register
+BIRTH_S = 2.0  # the same where one was forked that has not come so far; the fork may have failed
 LOG_PAUSE_S = 1.0  # between two lines about peers that are refused
 
 
@@ -295,12 +296,15 @@ class Keeper:
 
     def _adopt(self) -> bool:
         """Watch processes that registered themselves and that we were never told of."""
-        time.sleep(LINGER_S)
-        for pid in self.processes.registered():
-            self._watch(pid)
-        for pid in self._deliver.processes() if self._deliver else ():  # of its control group
-            self._watch(pid, vouched=True)
-        return bool(self.processes)
+        until, page = time.monotonic() + BIRTH_S, self.page.view
+        while True:
+            time.sleep(LINGER_S)
+            for pid in self.processes.registered():
+                self._watch(pid)
+            for pid in self._deliver.processes() if self._deliver else ():  # of its control group
+                self._watch(pid, vouched=True)
+            if self.processes or page.forks == page.born or time.monotonic() >= until:
+                return bool(self.processes)
 
 
 def _reply(peer: socket.socket, data: bytes) -> None:
@@ -331,8 +335,9 @@ def _tcp(fds: list[int]) -> socket.socket:
 def become_keeper(keeper: Keeper) -> NoReturn:
     """Turn this forked process into the keeper: own session, no terminal, a name; never returns."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # It ends after the application, also where both are told to end, as by systemd.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:  # noqa: PTH123
         comm.write("fastsocket-keep")
     null = os.open(os.devnull, os.O_RDWR)

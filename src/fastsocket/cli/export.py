@@ -3,7 +3,6 @@
 
 import errno
 import json
-from threading import Event
 
 import click
 
@@ -11,7 +10,7 @@ from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
 from fastsocket.observe.applications import Applications
 from fastsocket.observe.dashboard import dashboard
 from fastsocket.observe.host import HostSource
-from fastsocket.observe.record import stop_on_signals
+from fastsocket.observe.record import Stop, stop_on_signals
 from fastsocket.observe.steering import steering_counters
 
 __all__ = ["address", "command"]
@@ -79,7 +78,7 @@ def command(listen: str, *, once: bool, as_json: bool, as_dashboard: bool) -> No
             "choose another with --listen",
         ) from error
     click.echo(f"http://{listen}/metrics; next: add this target to prometheus.yml", err=True)
-    stop = Event()
+    stop = Stop()
     with stop_on_signals(stop):
         stop.wait()
     server.shutdown()

@@ -4,14 +4,13 @@
 import json
 import re
 from pathlib import Path
-from threading import Event
 
 import click
 
 from fastsocket.errors import UsageError
 from fastsocket.observe.applications import Applications
 from fastsocket.observe.host import HostSource
-from fastsocket.observe.record import describe, record, stop_on_signals
+from fastsocket.observe.record import Stop, describe, record, stop_on_signals
 from fastsocket.observe.recording import Recorder
 from fastsocket.observe.steering import steering_counters
 
@@ -44,7 +43,7 @@ def command(file: Path, interval: str, duration: str, *, as_json: bool) -> None:
     Stop it with Ctrl-C at any time: what was recorded stays. A file is never overwritten.
     """
     every, length = seconds(interval), seconds(duration)
-    recorder, stop = Recorder(file, describe(every)), Event()
+    recorder, stop = Recorder(file, describe(every)), Stop()
     try:
         with stop_on_signals(stop):
             source = HostSource(Applications(rescan=60).read, steering_counters)

@@ -208,10 +208,11 @@ class Page(ctypes.Structure):
         ("cpus", c_uint32),
         ("worker_lock", c_uint32),
         ("keeper", c_uint32),
+        ("forks", c_uint32),
+        ("born", c_uint32),
         ("cpu_order", c_uint16 * MAX_CPUS),
         ("process", c_uint32 * MAX_PROCESSES),
         ("lean", c_uint32),
-        ("pad", c_uint8 * 8),
         ("worker", Worker * MAX_WORKERS),
         ("listener", Listener * MAX_LISTENERS),
     )

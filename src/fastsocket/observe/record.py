@@ -2,18 +2,43 @@
 """Recording: samples at a fixed pace until told to stop."""
 
 import platform
+import select
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 
 from fastsocket.observe.recording import Header
 from fastsocket.observe.sample import Sample, Source
 
-__all__ = ["describe", "record", "stop_on_signals"]
+__all__ = ["Stop", "describe", "record", "stop_on_signals"]
+
+
+class Stop:
+    """Something to wait for that a signal handler may set.
+
+    A `threading.Event` is not: its `set` takes a lock that the interrupted `wait` may hold.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiter, self._waker = socket.socketpair()
+
+    def is_set(self) -> bool:
+        """Return whether it was set."""
+        return self._set
+
+    def set(self) -> None:
+        """Set it for good, and end all waits."""
+        self._set = True
+        self._waker.close()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until it is set, for at most `timeout` seconds."""
+        limit = None if timeout is None else max(0.0, timeout)
+        select.select([self._waiter], [], [], limit)
 
 
 def describe(interval: float) -> Header:
@@ -27,7 +52,7 @@ def describe(interval: float) -> Header:
 
 
 def record(
-    source: Source, add: Callable[[Sample], None], interval: float, duration: float, stop: Event
+    source: Source, add: Callable[[Sample], None], interval: float, duration: float, stop: Stop
 ) -> None:
     """Take a sample every `interval` seconds, for `duration` seconds or until `stop` is set.
 
@@ -48,7 +73,7 @@ def record(
 
 
 @contextmanager
-def stop_on_signals(stop: Event) -> Iterator[None]:
+def stop_on_signals(stop: Stop) -> Iterator[None]:
     """Set `stop` on SIGINT and SIGTERM, and put the handlers back afterwards."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
