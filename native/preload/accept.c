@@ -10,7 +10,7 @@ struct source {
 	int fd, slot;
 };
 
-static COLD struct source accept_source(struct listener *l)
+static COLD struct source accept_source(struct listener *l, int fd)
 {
 	struct stand_in *own = l->stand_ins ? fs_stand_in(l, fs_last_epfd) : NULL;
 
@@ -18,7 +18,7 @@ static COLD struct source accept_source(struct listener *l)
 	if (!own)
 		fs_claim_without_epoll(l);
 	lean_accepting(l->fd);
-	return own ? (struct source){own->fd, own->slot} : (struct source){l->fd, l->slot};
+	return own ? (struct source){own->fd, own->slot} : (struct source){fd, l->slot};
 }
 
 static inline struct source source_of(const struct fd_entry *entry, int fd)
@@ -26,7 +26,7 @@ static inline struct source source_of(const struct fd_entry *entry, int fd)
 	struct listener *l = &fs_listeners[entry->listener];
 
 	if (unlikely(l->slot < 0 || l->stand_ins))
-		return accept_source(l);
+		return accept_source(l, fd);
 	return (struct source){fd, l->slot};
 }
 
@@ -39,9 +39,9 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 	struct fd_entry *new = &fs_fds[connection];
 
 	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
-	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
 	if (unlikely((unsigned)connection >= fs_fd_count))
-		return;
+		return; /* its close would not be seen */
+	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);
 	if (new->kind == FD_CONNECTION)
 		fs_closed(new); /* unseen: close_range(), a raw system call */
 	new->kind = FD_CONNECTION;

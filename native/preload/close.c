@@ -35,6 +35,17 @@ EXPORT int close(int fd)
 	return NEXT(close)(fd);
 }
 
+#ifndef FS_LEAN /* which has one of its own */
+long hook_syscall(long number, long a, long b, long c, long d, long e, long f) __asm__("syscall")
+	__attribute__((visibility("default")));
+
+/* libuv closes this way. */
+long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	return number == SYS_close ? close(a) : NEXT(syscall)(number, a, b, c, d, e, f);
+}
+#endif
+
 /* Whatever `to` was, it will be something else; a private descriptor makes room. */
 static COLD void make_room(int from, int to)
 {
@@ -42,10 +53,14 @@ static COLD void make_room(int from, int to)
 
 	if (from == to || getpid() != fs_pid || fcntl(from, F_GETFD) < 0)
 		return;
-	if (fd_entry(to)->kind == FD_PRIVATE && fs_is_private(to))
-		fs_private_move(to);
-	else if (l)
+	if (fd_entry(to)->kind == FD_PRIVATE && fs_is_private(to)) {
+		if (fs_private_move(to) < 0)
+			return; /* beyond the limit, where dup2() fails */
+	} else if (l) {
 		fs_listener_close(l);
+	} else if (fd_entry(to)->kind == FD_CONNECTION) {
+		fs_closed(fd_entry(to));
+	}
 	fd_entry(to)->kind = FD_OTHER;
 }
 

@@ -3,6 +3,7 @@
  * Which CPU a worker serves: chosen at its claim, and again when others left. All of it runs under
  * the listener's lock in the status page.
  */
+#include <errno.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -85,6 +86,33 @@ static int pin(const struct fs_worker *worker, const cpu_set_t *set)
 	if (!is_kin(pid) || syscall(SYS_tgkill, pid, tid, 0) < 0)
 		return -1;
 	return sched_setaffinity(tid, sizeof(*set), set);
+}
+
+/* Let the calling thread roam as it did at first, if it was we who pinned it: what it starts without
+ * fork() would be confined to its CPU. Returns whether fs_pin_again() is to follow.
+ */
+int fs_unpin(void)
+{
+	int saved = errno, pinned;
+
+	pinned = fs_worker && fs_worker->pinned &&
+		 sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity) == 0;
+	errno = saved;
+	return pinned;
+}
+
+void fs_pin_again(int pinned)
+{
+	int saved = errno;
+	uint32_t cpu = pinned ? fs_worker->cpu : FS_NO_CPU;
+	cpu_set_t one;
+
+	if (cpu >= CPU_SETSIZE)
+		return;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+	errno = saved;
 }
 
 /* Move one worker that we pinned from the CPU with the most slots to that with the fewest: during

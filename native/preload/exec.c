@@ -3,7 +3,7 @@
  * A program that is given a listener goes on with it accelerated: a server that upgrades its binary
  * (nginx on USR2) gives the new one an environment of its own making, without what preloads us.
  * What it had at the start is added there, and only there: a program that gets no listener is
- * given the environment that it was to have.
+ * given the environment that it was to have. None is confined to the CPU that we pinned its parent to.
  */
 #include <fcntl.h>
 #include <stdlib.h>
@@ -77,8 +77,11 @@ static char *const *complete(char *const env[], char **room)
 EXPORT int execve(const char *path, char *const argv[], char *const env[])
 {
 	char *room[ROOM(env)];
+	int pinned = fs_unpin(), result;
 
-	return NEXT(execve)(path, argv, complete(env, room));
+	result = NEXT(execve)(path, argv, complete(env, room));
+	fs_pin_again(pinned);
+	return result;
 }
 
 EXPORT int execv(const char *path, char *const argv[])
@@ -89,8 +92,11 @@ EXPORT int execv(const char *path, char *const argv[])
 EXPORT int execvpe(const char *file, char *const argv[], char *const env[])
 {
 	char *room[ROOM(env)];
+	int pinned = fs_unpin(), result;
 
-	return NEXT(execvpe)(file, argv, complete(env, room));
+	result = NEXT(execvpe)(file, argv, complete(env, room));
+	fs_pin_again(pinned);
+	return result;
 }
 
 EXPORT int execvp(const char *file, char *const argv[])
@@ -101,22 +107,52 @@ EXPORT int execvp(const char *file, char *const argv[])
 EXPORT int fexecve(int fd, char *const argv[], char *const env[])
 {
 	char *room[ROOM(env)];
+	int pinned = fs_unpin(), result;
 
-	return NEXT(fexecve)(fd, argv, complete(env, room));
+	result = NEXT(fexecve)(fd, argv, complete(env, room));
+	fs_pin_again(pinned);
+	return result;
 }
 
 EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
 		       const posix_spawnattr_t *attributes, char *const argv[], char *const env[])
 {
 	char *room[ROOM(env)];
+	int pinned = fs_unpin(), result;
 
-	return NEXT(posix_spawn)(pid, path, actions, attributes, argv, complete(env, room));
+	result = NEXT(posix_spawn)(pid, path, actions, attributes, argv, complete(env, room));
+	fs_pin_again(pinned);
+	return result;
 }
 
 EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
 			const posix_spawnattr_t *attributes, char *const argv[], char *const env[])
 {
 	char *room[ROOM(env)];
+	int pinned = fs_unpin(), result;
 
-	return NEXT(posix_spawnp)(pid, file, actions, attributes, argv, complete(env, room));
+	result = NEXT(posix_spawnp)(pid, file, actions, attributes, argv, complete(env, room));
+	fs_pin_again(pinned);
+	return result;
+}
+
+EXPORT int system(const char *command)
+{
+	int pinned = fs_unpin(), result;
+
+	lean_spawn();
+	result = NEXT(system)(command);
+	fs_pin_again(pinned);
+	return result;
+}
+
+EXPORT FILE *popen(const char *command, const char *type)
+{
+	int pinned = fs_unpin();
+	FILE *result;
+
+	lean_spawn();
+	result = NEXT(popen)(command, type);
+	fs_pin_again(pinned);
+	return result;
 }

@@ -254,6 +254,9 @@ void fs_unlink_cpu(struct fs_listener *pl, int index);
 uint32_t fs_choose_cpu(const struct fs_listener *pl, const struct fs_worker *worker);
 void fs_pin_workers(struct fs_listener *pl);
 void fs_level(struct fs_listener *pl);
+int fs_unpin(void);
+void fs_pin_again(int pinned);
+extern cpu_set_t fs_first_affinity; /* of the process, when it began */
 
 /* steer.c: how the kernel learns of a slot */
 int fs_classic_works(void);

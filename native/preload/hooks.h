@@ -15,6 +15,7 @@
 	HOOK(int, accept, (int fd, struct sockaddr *addr, socklen_t *len), (fd, addr, len)) \
 	HOOK(int, accept4, (int fd, struct sockaddr *addr, socklen_t *len, int flags), (fd, addr, len, flags)) \
 	HOOK(int, close, (int fd), (fd)) \
+	HOOK(long, syscall, (long number, long a, long b, long c, long d, long e, long f), (number, a, b, c, d, e, f)) \
 	HOOK(int, close_range, (unsigned first, unsigned last, int flags), (first, last, flags)) \
 	HOOK(void, closefrom, (int first), (first)) \
 	HOOK(int, shutdown, (int fd, int how), (fd, how)) \
@@ -43,7 +44,9 @@
 	HOOK(int, execvpe, (const char *file, char *const argv[], char *const env[]), (file, argv, env)) \
 	HOOK(int, fexecve, (int fd, char *const argv[], char *const env[]), (fd, argv, env)) \
 	HOOK(int, posix_spawn, (pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, path, actions, attributes, argv, env)) \
-	HOOK(int, posix_spawnp, (pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, file, actions, attributes, argv, env))
+	HOOK(int, posix_spawnp, (pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, file, actions, attributes, argv, env)) \
+	HOOK(int, system, (const char *command), (command)) \
+	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
 
 /* What reads; recvmsg is in the core. */
 #define FS_READ_HOOKS(HOOK) \
@@ -67,8 +70,7 @@
 	HOOK(ssize_t, splice, (int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags), (in, in_offset, out, out_offset, size, flags)) \
 	HOOK(int, dup, (int fd), (fd)) \
 	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
-	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
-	HOOK(long, syscall, (long number, long a, long b, long c, long d, long e, long f), (number, a, b, c, d, e, f))
+	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value))
 
 /* What may sleep: promises to clients are kept before. */
 #define FS_SLEEP_HOOKS(HOOK) \
@@ -99,9 +101,7 @@
 
 /* What gives descriptors to another program. */
 #define FS_SPAWN_HOOKS(HOOK) \
-	HOOK(pid_t, vfork, (void), ()) \
-	HOOK(int, system, (const char *command), (command)) \
-	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
+	HOOK(pid_t, vfork, (void), ())
 
 #ifdef FS_LEAN
 #define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_READ_HOOKS(HOOK) FS_IO_HOOKS(HOOK) FS_SLEEP_HOOKS(HOOK) FS_SPAWN_HOOKS(HOOK)

@@ -35,7 +35,7 @@ __thread struct fs_worker *fs_worker;
 __thread int fs_last_epfd = -1;
 pthread_key_t fs_thread_key;
 
-static cpu_set_t initial_affinity;
+cpu_set_t fs_first_affinity;
 
 /* Look up what the wrappers call. */
 void fs_resolve(void)
@@ -82,7 +82,7 @@ static void in_child(void)
 	fs_last_epfd = -1;
 	fs_after_fork_in_child();
 	if (pinned) /* by us: without us the child would roam */
-		sched_setaffinity(0, sizeof(initial_affinity), &initial_affinity);
+		sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
 }
 
 __attribute__((constructor)) static void start(void)
@@ -103,7 +103,7 @@ __attribute__((constructor)) static void start(void)
 	fs_keeper_find();
 	fs_resume_find();
 	lean_start();
-	sched_getaffinity(0, sizeof(initial_affinity), &initial_affinity);
+	sched_getaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
 	__register_atfork(fs_before_fork, NULL, in_child, NULL);
 	fs_adopt_inherited();
 }

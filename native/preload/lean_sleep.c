@@ -14,16 +14,7 @@
 		return NEXT(name) arguments;         \
 	}
 
-#define SPAWNER(result, name, parameters, arguments) \
-	EXPORT result name parameters                \
-	{                                            \
-		lean_spawn();                        \
-		return NEXT(name) arguments;         \
-	}
-
 FS_SLEEP_HOOKS(SLEEPER)
-SPAWNER(int, system, (const char *command), (command))
-SPAWNER(FILE *, popen, (const char *command, const char *type), (command, type))
 
 static void *vfork_next;
 

@@ -28,9 +28,16 @@ static struct listener *new_entry(void)
 
 COLD struct listener *fs_known_listener(int fd)
 {
-	struct fd_entry *entry = fd_entry(fd);
+	struct listener *l = &fs_listeners[fd_entry(fd)->listener];
+	int saved = errno, same;
 
-	return getpid() == fs_pid ? &fs_listeners[entry->listener] : NULL;
+	if (getpid() != fs_pid)
+		return NULL;
+	same = fs_cookie(fd) == l->fd_cookie;
+	if (!same) /* closed by a raw system call: the number is another file's */
+		fs_listener_close(l);
+	errno = saved;
+	return same ? l : NULL;
 }
 
 /* The application listens on `fd`: from here on a second worker gets a socket of its own. */
@@ -39,17 +46,15 @@ void fs_listener_add(int fd, int backlog, int inherited)
 	int saved = errno, reuseport = 0, flags, page_index;
 	socklen_t length = sizeof(reuseport);
 	struct fs_listener *pl;
-	struct listener *l = listener_of(fd);
+	struct listener *l = listener_of(fd); /* the same socket; else it is forgotten */
 	uint64_t cookie = fs_cookie(fd);
 
 	if (getpid() != fs_pid) /* a child of vfork(), in its parent's memory */
 		goto out;
-	if (l && cookie == l->fd_cookie) {
+	if (l) {
 		fs_go_on(l, backlog);
 		goto out;
 	}
-	if (l) /* closed behind our back */
-		fs_listener_forget(l);
 	if (fd_entry(fd) == fd_entry(-1) || fd_entry(fd)->kind == FD_ALONE ||
 	    !fs_can_have_siblings(fd))
 		goto out;

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fsocket.h"
@@ -22,9 +23,17 @@ static struct rlimit current_limit(void)
 	return limit;
 }
 
+/* The limit is the whole process's: lifted beside other threads, it would show. */
+static int is_alone(void)
+{
+	struct stat tasks;
+
+	return stat("/proc/self/task", &tasks) == 0 && tasks.st_nlink == 3; /* ".", ".." and one */
+}
+
 static int has_beyond(const struct rlimit *limit)
 {
-	return limit->rlim_cur < limit->rlim_max && limit->rlim_cur <= WIDE;
+	return limit->rlim_cur < limit->rlim_max && limit->rlim_cur <= WIDE && is_alone();
 }
 
 static int held(void)
@@ -126,6 +135,10 @@ int fs_private_move(int fd)
 {
 	int to = fcntl(fd, F_DUPFD_CLOEXEC, fd + 1);
 
+	if (to >= 0 && fd_entry(to) == fd_entry(-1)) {
+		NEXT(close)(to); /* beyond our table */
+		to = -1;
+	}
 	if (to < 0)
 		return -1;
 	*fd_entry(to) = (struct fd_entry){.kind = FD_PRIVATE};

@@ -17,9 +17,8 @@ static void forget(int fd)
 	if (entry->kind == FD_LISTENER)
 		fs_listener_close(&fs_listeners[entry->listener]);
 	lean_shared(fd); /* what is promised for it is sent before */
-	if (entry->kind == FD_CONNECTION && entry->era == fs_era)
-		__atomic_fetch_sub(&page_slot(entry->listener, entry->slot)->live, 1,
-				   __ATOMIC_RELAXED);
+	if (entry->kind == FD_CONNECTION)
+		fs_closed(entry);
 	entry->kind = FD_OTHER;
 }
 

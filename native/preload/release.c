@@ -52,6 +52,7 @@ void fs_release(struct listener *l, int index)
 		return; /* taken over */
 	}
 	fs_abandon(pl, index);
+	slot->left_in = 0; /* no further thread of this process polls it */
 	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
 	fs_level(pl);
 	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
@@ -78,8 +79,10 @@ void fs_stop(struct listener *l)
 		struct fs_slot *slot = &pl->slot[i];
 		int fd = fs_fd_of_cookie(l->page_index, slot->cookie);
 
-		if (belongs_to(l, slot) && fd >= 0 && NEXT(shutdown)(fd, SHUT_RD) == 0)
-			fs_unpublish(pl, slot);
+		if (!belongs_to(l, slot) || fd < 0)
+			continue;
+		NEXT(shutdown)(fd, SHUT_RD); /* ENOTCONN: the application did just that */
+		fs_unpublish(pl, slot);
 	}
 	if (l->origin >= 0)
 		NEXT(shutdown)(l->origin, SHUT_RD);

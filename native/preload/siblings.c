@@ -71,10 +71,15 @@ int fs_has_company(const struct listener *l)
  */
 void fs_siblings_prepare(struct listener *l)
 {
+	struct fs_listener *pl = fs_page ? &fs_page->listener[l->page_index] : NULL;
+	struct fs_guard guard;
 	int saved = errno;
 
-	if (l->fd >= 0 && l->slot < 0 && !fs_has_company(l) && fs_page)
-		while (l->siblings < (int)fs_page->spare_slots && fs_sibling_create(l) >= 0)
-			;
+	if (l->fd < 0 || l->slot >= 0 || !pl || fs_has_company(l))
+		return;
+	fs_lock(&pl->lock, &guard); /* another thread may fork or claim, too */
+	while (l->siblings < (int)fs_page->spare_slots && fs_sibling_create(l) >= 0)
+		;
+	fs_unlock(&pl->lock, &guard);
 	errno = saved;
 }

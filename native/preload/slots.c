@@ -125,7 +125,7 @@ int fs_publish_all(struct listener *l, struct fs_listener *pl)
 		struct fs_slot *slot = &pl->slot[i];
 		int fd;
 
-		if (slot->state != FS_SLOT_CLAIMED)
+		if (slot->state != FS_SLOT_CLAIMED && slot->state != FS_SLOT_PAUSED)
 			continue;
 		if (slot->published && pl->tier >= FS_TIER_SELECT)
 			continue;

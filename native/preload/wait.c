@@ -45,25 +45,47 @@ static void set_paused(struct listener *l, int slot, int *paused, int now)
 	*paused = now;
 }
 
+/* The stand-in of this thread, which made its epoll instance anew. */
+static struct stand_in *own_stand_in(struct listener *l)
+{
+	struct epoll_event none = {0};
+
+	for (int i = 0; fs_worker && i < l->stand_ins; i++) {
+		struct stand_in *own = &l->stand_in[i];
+
+		if (fs_worker_of(page_slot(l->page_index, own->slot)) != fs_worker)
+			continue;
+		if (NEXT(epoll_ctl)(own->epfd, EPOLL_CTL_ADD, own->fd, &none) == 0)
+			NEXT(epoll_ctl)(own->epfd, EPOLL_CTL_DEL, own->fd, &none);
+		else if (errno == EEXIST)
+			continue; /* the thread has both */
+		return own;
+	}
+	return NULL;
+}
+
 /* The descriptor to be used in this thread's epoll instance in place of the listener's. */
-static COLD int polled_fd(struct listener *l, int epfd, int op)
+static COLD int polled_fd(struct listener *l, int epfd, int op, int fd)
 {
 	struct stand_in *own = fs_stand_in(l, epfd);
 
-	if (!own && op == EPOLL_CTL_ADD) {
-		if (l->slot >= 0 && l->epfd < 0)
+	if (!own && op == EPOLL_CTL_ADD && (own = own_stand_in(l))) {
+		own->epfd = epfd;
+	} else if (!own && op == EPOLL_CTL_ADD) {
+		if (l->slot >= 0 && (l->epfd < 0 || l->tid == syscall(SYS_gettid)))
 			l->epfd = epfd;
-		else if (l->slot < 0 || (l->epfd != epfd && l->tid != syscall(SYS_gettid)))
+		else if (l->slot < 0 || l->epfd != epfd)
 			fs_claim(l, epfd);
 		fs_interrupted = 0; /* no wait follows at once */
 		own = fs_stand_in(l, epfd);
 	}
-	return own ? own->fd : l->fd;
+	return own ? own->fd : fd;
 }
 
-static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, struct epoll_event *event)
+static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, int listener,
+				   struct epoll_event *event)
 {
-	int fd = polled_fd(l, epfd, op), result = NEXT(epoll_ctl)(epfd, op, fd, event);
+	int fd = polled_fd(l, epfd, op, listener), result = NEXT(epoll_ctl)(epfd, op, fd, event);
 	int polls = op != EPOLL_CTL_DEL && event && event->events & EPOLLIN;
 	struct stand_in *own = fs_stand_in(l, epfd);
 
@@ -79,7 +101,8 @@ static COLD int epoll_ctl_special(int epfd, int op, int fd, struct epoll_event *
 	struct listener *l = listener_of(fd);
 
 	lean_polls(fd, op, event);
-	return l ? epoll_ctl_listener(l, epfd, op, event) : NEXT(epoll_ctl)(epfd, op, fd, event);
+	return l ? epoll_ctl_listener(l, epfd, op, fd, event) :
+		   NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 
 EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
