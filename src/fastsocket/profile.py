@@ -9,7 +9,7 @@ import msgspec
 from fastsocket.config import checked, read_toml
 from fastsocket.errors import UsageError
 
-__all__ = ["Advice", "Profile", "load_profile", "profile_for", "profile_names"]
+__all__ = ["Advice", "Profile", "load_profile", "profile_names"]
 
 _PROFILES = Path(__file__).parent / "profiles"
 
@@ -32,7 +32,6 @@ class _ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The form of profiles/NAME.toml."""
 
     summary: str
-    programs: list[str]
     parameters: dict[str, _Choice] = {}
     advice: list[Advice] = []
 
@@ -43,7 +42,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: As given to ``run --profile``.
         summary: How the application takes its connections, in one line.
-        programs: Names of the commands that it is for.
         parameters: Parameter -> value, only those that the profile decides.
         reasons: Parameter -> why.
         advice: Settings for the application's own configuration.
@@ -51,7 +49,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     summary: str
-    programs: tuple[str, ...]
     parameters: dict[str, Any]
     reasons: dict[str, str]
     advice: tuple[Advice, ...]
@@ -77,14 +74,7 @@ def load_profile(name: str) -> Profile:
     return Profile(
         name=name,
         summary=form.summary,
-        programs=tuple(form.programs),
         parameters=values,
         reasons={key: choice.why for key, choice in form.parameters.items()},
         advice=tuple(form.advice),
     )
-
-
-def profile_for(program: str) -> Profile | None:
-    """Return the profile whose programs include a command's file name, if there is one."""
-    profiles = (load_profile(name) for name in profile_names())
-    return next((profile for profile in profiles if program in profile.programs), None)

@@ -192,7 +192,7 @@ def test_demo_compares_three_modes_and_claims_nothing_from_one_round():
     begun = time.monotonic()
     done = call("demo", "--runs", "1", "--json")
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120  # what its help promises
     document = json.loads(done.stdout)
     jsonschema.validate(document, schema())
     assert set(document["modes"]) == {"stock", "reuseport", "fastsocket"}

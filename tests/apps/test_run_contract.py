@@ -300,15 +300,6 @@ def test_the_launch_imports_no_parser_and_no_schema_library() -> None:
     assert run([sys.executable, "-c", program]).stdout.split() in ([], ["json"])
 
 
-def _least(command: Sequence[str]) -> float:
-    taken = []
-    for _ in range(9):
-        begin = time.monotonic()
-        subprocess.run(command, check=True, capture_output=True)
-        taken.append(time.monotonic() - begin)
-    return min(taken)
-
-
 def test_our_own_commands_in_an_accelerated_shell() -> None:
     """They run without the library, which would take their sockets for the application's."""
     command = [*RUN, "sh", "-c", '"$0" -m fastsocket status --json', sys.executable]

@@ -395,7 +395,7 @@ def test_a_page_that_is_not_whole_is_not_taken_over(keeper: Tame) -> None:
     with pytest.raises(FastsocketError, match="damaged"):
         StatusPage.reopen(number)
     with Selector(keeper.page.map, 0, 1, Tier.SELECT) as selector:
-        other = map_info(selector.sockets_fd).number
+        other = map_info(selector._sockets.fd).number
         with pytest.raises(FastsocketError, match="no status page"):
             StatusPage.reopen(other)
 

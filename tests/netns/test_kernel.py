@@ -13,14 +13,10 @@ import pytest
 
 from fastsocket.errors import UsageError
 from fastsocket.host import kernel, probe_mainline, probe_socket
-from fastsocket.host.caps import live_privileges
 from fastsocket.host.feature import Feature, State
 from fastsocket.host.kmem import KernelMemory
 
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.skipif(not live_privileges().can_load_bpf, reason="needs CAP_BPF, CAP_NET_ADMIN"),
-]
+pytestmark = pytest.mark.netns
 
 # What every kernel has that Fastsocket supports (5.15 and later, with BTF).
 CERTAIN = {

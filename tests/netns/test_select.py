@@ -18,6 +18,7 @@ from fastsocket.listen import layout
 from fastsocket.listen.layout import NO_CPU, Policy, SlotState, Tier
 from fastsocket.listen.page import StatusPage
 from fastsocket.listen.select import Selector, migration_works
+from tests.apps.harness import on_cpu
 
 pytestmark = pytest.mark.netns
 
@@ -27,17 +28,6 @@ PATIENCE_S = 10
 WINDOW_SHIFT = 26  # of the program's window of load
 HUNG_NS = 2**28  # of the program
 STALL_NS = Parameters().stall_us * 1000
-
-
-@contextmanager
-def on_cpu(cpu: int) -> Iterator[None]:
-    """Run on one CPU: on loopback the SYN is then handled there too."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 class Group:

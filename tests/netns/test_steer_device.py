@@ -198,13 +198,16 @@ def test_a_foreign_program_is_refused_and_left_alone(veth: str) -> None:
     foreign.resize_map("cpus", possible_cpus())
     foreign.load()
     index = device.device_index(veth)
-    with foreign.program("steer").attach_xdp(index):
+    link = kernel.xdp_link(foreign.program("steer").fd, index, 0)
+    try:
         before = kernel.attached_program(index)
         for refused in (lambda: device.attach(compiled, veth, online_cpus()),
                         lambda: device.detach(veth)):  # fmt: skip
             with pytest.raises(ConflictError, match="not ours"):
                 refused()
         assert kernel.attached_program(index) == before
+    finally:
+        os.close(link)
     foreign.close()
     assert pins.all_places() == []
 

@@ -27,13 +27,19 @@ pytestmark = pytest.mark.unit
 NO_PID = 2**22  # above any that Linux gives
 
 
-def result(server: str, reason: str = "", **lost: list[float]) -> Result:
+def result(
+    server: str, reason: str = "", queued: list[float] | None = None, **lost: list[float]
+) -> Result:
     """Return a result with the given losses by mode, and 10 of everything else in each round."""
 
     def metrics(samples: list[float]) -> dict[str, Metric]:
         tens = [10.0] * len(samples)
         every = {name: Metric(10.0, 10.0, 10.0, "", tens) for name in Crash.metrics}
-        return every | {"lost": Metric(None, None, None, "", samples, reason)}
+        none = Metric(0.0, 0.0, 0.0, "", [0.0] * len(samples))
+        return every | {
+            "lost": Metric(None, None, None, "", samples, reason),
+            "queued_lost": Metric(None, None, None, "", queued) if queued else none,
+        }
 
     modes = {mode: metrics(samples) for mode, samples in lost.items()}
     host = Host("6.18", 2, "CPU", "abc")
@@ -68,6 +74,8 @@ def test_sums_and_faults() -> None:
     assert losses.faults(good) == []
     lossy = losses.faults([*good, result("demo", fastsocket=[0, 4])])
     assert lossy == ["demo lost 4 connections under Fastsocket"]
+    queued = losses.faults([*good, result("demo", queued=[3, 0], fastsocket=[0, 0])])
+    assert queued == ["demo lost 3 connections in a queue under Fastsocket"]
     assert "too weak" in losses.faults(good[1:])[0]
     assert "were not counted: no BPF" in losses.faults(
         [*good, result("demo", reason="no BPF", fastsocket=[0])]
@@ -138,6 +146,7 @@ def test_a_soak_finds_growth_losses_and_stuck_slots() -> None:
     assert soak.faults(rounds_of(keeper_fds=[1, 1, 50, 9, 9, 9, 50, 9])) is None
     assert "keeper_fds grew" in str(soak.faults(rounds_of(keeper_fds=list(range(0, 40, 4)))))
     assert "2 connections lost" in str(soak.faults(rounds_of(lost=[0.0, 2.0])))
+    assert "3 connections lost in a queue" in str(soak.faults(rounds_of(queued_lost=[3.0, 0.0])))
     assert "1 slots stuck" in str(soak.faults(rounds_of(stuck_slots=[1.0, 0.0])))
     assert growth([5, 5 + limit]) == limit
     assert growth([]) == 0

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fastsocket.bench import machine as module
-from fastsocket.bench.guest import METRICS, Counted, Order, deviation, part_file
+from fastsocket.bench.guest import METRICS, Counted, Order, comm_of, deviation, part_file
 from fastsocket.bench.machine import KIND, Machine, count_in_machine, machine_counts
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.result import schema, write
@@ -52,6 +52,17 @@ def fake(monkeypatch):
     monkeypatch.setattr(Fake, "complete", 99)
     monkeypatch.setattr(Fake, "hangs", False)
     monkeypatch.setattr(Fake, "booted", 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["/usr/sbin/haproxy", "-db"], "haproxy"),
+        (["/opt/fastsocket-demonstration", "-w", "2"], "fastsocket-demo"),
+    ],
+)
+def test_tasks_are_named_as_the_kernel_does(command, name):
+    assert comm_of(command) == name
 
 
 def counted(parts, **changes):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The result document: schema, table, writing, verdict."""
 
+import io
 import json
 
 import jsonschema
@@ -109,6 +110,8 @@ def test_document_is_valid_and_complete(setup):
     assert document["modes"]["stock"]["worker_cv"]["median"] is None
     assert document["modes"]["stock"]["worker_cv"]["reason"] == "no BPF here"
     assert document["ratios"]["fastsocket/stock"]["errors"]["median"] is None
+    assert document["ratios"]["fastsocket/stock"]["errors"]["pairs"] == 0
+    assert document["ratios"]["fastsocket/stock"]["cps"]["pairs"] == 3
     assert document["notes"][0] == "twice"
     assert "50% of the CPUs" in document["notes"][1]
     assert len(document["notes"]) == 2
@@ -214,6 +217,19 @@ def test_verdict_needs_rounds_and_states_the_interval(setup):
     assert "own reuseport" in speed
     assert "CPU time per connection" in cost
     assert "lock contentions" in cost
+
+
+def test_rounds_without_a_ratio_do_not_count_for_a_claim(setup):
+    result = result_of(setup, MIN_ROUNDS)
+    stock = result.ratios["fastsocket/stock"]
+    cps = msgspec.structs.replace(stock["cps"], pairs=MIN_ROUNDS - 1)
+    ratios = {**result.ratios, "fastsocket/stock": {**stock, "cps": cps}}
+    fewer = msgspec.structs.replace(result, ratios=ratios)
+    assert verdict(fewer)[0].startswith(f"{MIN_ROUNDS - 1} rounds are too few")
+    shown = io.StringIO()
+    print_result(fewer, Console(file=shown, width=200))
+    words = f"note: fastsocket/stock of {MIN_ROUNDS} rounds: cps {MIN_ROUNDS - 1}; in the others"
+    assert words in shown.getvalue()
 
 
 def test_host_names_this_machine():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastsocket import config
 from fastsocket.config import ALLOWED, Parameters, checked, load_config
 from fastsocket.errors import UsageError
-from fastsocket.profile import load_profile, profile_for, profile_names
+from fastsocket.profile import load_profile, profile_names
 
 pytestmark = pytest.mark.unit
 
@@ -131,8 +131,6 @@ def test_profile(name: str) -> None:
     assert profile.parameters.keys() == profile.reasons.keys()
     assert all(profile.reasons.values())
     assert all(advice.setting and advice.why for advice in profile.advice)
-    for program in profile.programs:
-        assert profile_for(program) == profile
     checked(profile.parameters, name)
 
 
@@ -141,10 +139,6 @@ def test_unknown_profile_lists_the_known(name: str) -> None:
     with pytest.raises(UsageError, match="known are granian, gunicorn, haproxy") as info:
         load_profile(name)
     assert info.value.exit_code == 2
-
-
-def test_no_profile_for_others() -> None:
-    assert profile_for("sshd") is None
 
 
 def test_example_in_the_documentation() -> None:

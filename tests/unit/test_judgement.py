@@ -45,3 +45,12 @@ def test_answers(changes: dict[str, object], answer: Answer, todo: str) -> None:
     assert judged.answer is answer
     assert todo in judged.todo
     assert judged.reasons
+
+
+@pytest.mark.parametrize("tier", ["", "migrate"])
+@pytest.mark.parametrize(("changes", "said"), [({"workers": 1}, True), ({"usable": 1}, False)])
+def test_one_worker_is_said_only_of_one_worker(
+    tier: str, changes: dict[str, int], said: bool
+) -> None:
+    judged = judge(msgspec.structs.replace(STOCK, tier=tier, **changes), PID)
+    assert ("one worker" in " ".join(judged.reasons)) is said

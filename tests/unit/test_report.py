@@ -247,6 +247,15 @@ def test_two_rounds_claim_nothing_on_the_page(tmp_path: Path) -> None:
     assert 'class="tone better"' not in page
 
 
+def test_ratios_of_few_rounds_claim_nothing_and_say_of_how_many(tmp_path: Path) -> None:
+    short = document("short")
+    short["ratios"]["fastsocket/stock"]["cps"]["pairs"] = 3
+    (result,) = load_results(written(tmp_path, "short.json", short))
+    row = next(row for row in metric_table(result).rows if row[0].text == "Connections per second")
+    assert row[-1].interval.endswith(f"in 3 of {short['rounds']} rounds")
+    assert row[-1].tone == "too few rounds for a claim"
+
+
 def test_rounds_are_counted_where_the_file_does_not_say(tmp_path: Path) -> None:
     bare = document("short")
     del bare["rounds"]

@@ -129,19 +129,23 @@ def launch(
             else "runs as without Fastsocket"
         )
         print(f"fastsocket: {how}: {program.why}", file=sys.stderr)
-    if preloads:
-        library = native_file(LIBRARIES[parameters.lean])
-        require_trusted(library)
-        environment = _environment(library, parameters)
-        environment.update(deliver.environment if deliver else {})
-    if preloads or deliver or local_port is not None:
-        page = StatusPage(cpus_to_fill(), parameters)
-        keeper = _start_keeper(page, command, local_port, deliver)
+    with contextlib.ExitStack() as undo:
+        if deliver:
+            undo.callback(deliver.close)  # unless the keeper has it, nobody else would
         if preloads:
-            environment["FASTSOCKET_KEEPER"] = keeper
-        if preloads and page.map:
-            words = resume_words(os.getpid(), map_info(page.map.fd).number, keeper)
-            environment["FASTSOCKET_KEEPER_COMMAND"] = SEPARATOR.join(words)
+            library = native_file(LIBRARIES[parameters.lean])
+            require_trusted(library)
+            environment = _environment(library, parameters)
+            environment.update(deliver.environment if deliver else {})
+        if preloads or deliver or local_port is not None:
+            page = StatusPage(cpus_to_fill(), parameters)
+            keeper = _start_keeper(page, command, local_port, deliver)
+            if preloads:
+                environment["FASTSOCKET_KEEPER"] = keeper
+            if preloads and page.map:
+                words = resume_words(os.getpid(), map_info(page.map.fd).number, keeper)
+                environment["FASTSOCKET_KEEPER_COMMAND"] = SEPARATOR.join(words)
+        undo.pop_all()
     if deliver:
         try:
             deliver.enter()

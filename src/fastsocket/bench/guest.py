@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from fastsocket.bench.trace import contended, wake_ups_traced
 from fastsocket.errors import FastsocketError
 from fastsocket.native import native_file
 
-__all__ = ["METRICS", "Counted", "Order", "part_file"]
+__all__ = ["METRICS", "Counted", "Order", "comm_of", "deviation", "part_file"]
 
 METRICS = {
     "local_percent": "%",
@@ -52,6 +52,7 @@ WARM_UP = 10
 """Connections on each core before those that count: workers take their sockets meanwhile."""
 PATIENCE_SECONDS = 300.0
 PAUSE = 0.05
+COMM_BYTES = 15  # TASK_COMM_LEN of linux/sched.h, less the final zero
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -96,12 +97,12 @@ def part_file(directory: Path, cores: int) -> Path:
 class Load:
     """The client's work on a running server: on `cores` CPUs, in its namespace.
 
-    `names` are those of the server's processes.
+    `program` is the name of the server's processes, as the kernel keeps it.
     """
 
     netspace: Netspace
     cores: int
-    names: tuple[str, ...]
+    program: str
 
     def run(self, connections: int) -> int:
         """Make that many connections on each core; return how many failed.
@@ -181,7 +182,7 @@ class Load:
         with probe.attached(*SITES), wake_ups_traced(probe):
             self.run(connections)
         made = self._opens() - before
-        own = sum(probe.woken().get(name, 0) for name in (*self.names, "fastsocket-load"))
+        own = sum(probe.woken().get(name, 0) for name in (self.program, "fastsocket-load"))
         taken.put("own_resched_ipis_per_1k", 1000 * own / made)
         return {site: 1000 * times / made for site, times in contended(probe).items()}
 
@@ -193,6 +194,11 @@ def deviation(counts: list[int], cores: int) -> float | None:
     return 100 * max(abs(count - mean) for count in everyone) / mean if mean else None
 
 
+def comm_of(command: Sequence[str]) -> str:
+    """Return the name that the kernel gives to a command's process: 15 bytes (proc_pid_comm(5))."""
+    return os.fsdecode(os.fsencode(Path(command[0]).name)[:COMM_BYTES])
+
+
 @contextmanager
 def loaded(order: Order, cores: int, mode: Mode, notes: list[str]) -> Iterator[Load]:
     """Start the server on the first `cores` CPUs, in a namespace of its own, for a block."""
@@ -200,11 +206,12 @@ def loaded(order: Order, cores: int, mode: Mode, notes: list[str]) -> Iterator[L
     with Netspace.make() as netspace, site_directory() as place, confined(cpus):
         site = Site(ADDRESS, PORT, cores, place, cpus=cpus)
         command = HTTP_SERVERS[order.server].command(mode, site)
+        program = comm_of(command)
         if mode is Mode.FASTSOCKET:
             command = fastsocket_command(order.run_options, command)
         end = (ADDRESS, PORT)
         with running_server(command, netspace, end, notes.append, PATIENCE_SECONDS):
-            yield Load(netspace, cores, (order.server, "fastsocket-demo"))
+            yield Load(netspace, cores, program)
 
 
 def main(order: Order) -> None:

@@ -21,9 +21,9 @@ FEWEST = 200
 class Answer(StrEnum):
     """What the counts show."""
 
-    HELPS = "active, and it helps"
-    IDLE = "active, but it does not help here"
-    COULD = "not active, and it would help"
+    HELPS = "active, and most connections stay on their CPU"
+    IDLE = "active, but it cannot keep connections on their CPU here"
+    COULD = "not active, and connections change their CPU"
     NEEDLESS = "not active, and not needed"
     UNKNOWN = "unknown"
 
@@ -56,7 +56,7 @@ def judge(counts: Counts, pid: int) -> Judgement:
     if active:
         return _active(counts, local, chance, reasons, pid)
     if counts.usable < 2 or counts.workers < 2:
-        reasons.append("one worker shares nothing with others")
+        reasons.append(_only(counts))
         todo = f"fastsocket doctor {pid}    # what the server and the host are like"
         return Judgement(Answer.NEEDLESS, tuple(reasons), todo)
     if local >= LOCAL:
@@ -66,11 +66,18 @@ def judge(counts: Counts, pid: int) -> Judgement:
     return Judgement(Answer.COULD, tuple(reasons), "fastsocket run -- CMD    # its command line")
 
 
+def _only(counts: Counts) -> str:
+    """Say why there is nothing to keep apart."""
+    if counts.workers < 2:
+        return "one worker accepted all, so it shares nothing with others"
+    return "all workers share the one CPU that the server may use"
+
+
 def _active(counts: Counts, local: float, chance: float, reasons: list[str], pid: int) -> Judgement:
     """Judge a server that runs under Fastsocket."""
     if counts.usable < 2 or counts.workers < 2:
-        reasons.append("a server with one worker is left as it is")
-        todo = f"fastsocket doctor {pid}    # give it a worker for each CPU"
+        reasons.append(_only(counts))
+        todo = f"fastsocket doctor {pid}    # what the server and the host are like"
         return Judgement(Answer.IDLE, tuple(reasons), todo)
     # A shared socket is local by chance: nearer to all than to that is no chance.
     if local >= (100 + chance) / 2:

@@ -82,7 +82,8 @@ def find_target(text: str) -> Target:
     Raises:
         UsageError: It is neither, or there is no such process.
         MissingFeatureError: It is another user's, which only root may look at.
-        ConflictError: No server of this host listens there, or the process does not listen.
+        ConflictError: No server of this host listens there, or the process does not listen, or the
+            URL leads to another host, which is not to be loaded.
     """
     if text.isascii() and text.isdigit():
         facts = server_facts(int(text))
@@ -93,6 +94,7 @@ def find_target(text: str) -> Target:
             )
         return Target(facts)
     port = _port_of(text)
+    _require_own(_address_of(text))
     holders = _listeners_on(port)
     if not holders:
         raise ConflictError(
@@ -105,11 +107,7 @@ def find_target(text: str) -> Target:
 
 def connect_to(target: Target, seconds: float) -> subprocess.Popen[bytes]:
     """Start a client that makes short connections to the target's URL."""
-    parts = urlsplit(target.url)
-    try:
-        address = socket.gethostbyname(parts.hostname or "")
-    except OSError as error:
-        raise UsageError(f"{parts.hostname} has no IPv4 address", error.strerror or "") from error
+    parts, address = urlsplit(target.url), _address_of(target.url)
     path = parts.path or "/"
     processes = len(os.sched_getaffinity(0))
     command = [str(native_file("fastsocket-load")), "-p", str(processes), "-u", path]
@@ -215,6 +213,36 @@ def _port_of(url: str) -> int:
             todo="such as 'doctor --measure 4711' or 'doctor --measure http://127.0.0.1:80/'",
         )
     return port
+
+
+def _address_of(url: str) -> str:
+    """Return the IPv4 address of a URL's host.
+
+    Raises:
+        UsageError: It has none.
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise UsageError(f"{host} has no IPv4 address", error.strerror or "") from error
+
+
+def _require_own(address: str) -> None:
+    """Check that an address is of this host: only such a one can be bound.
+
+    Raises:
+        ConflictError: It is another host's.
+    """
+    with socket.socket() as tried:
+        try:
+            tried.bind((address, 0))
+        except OSError as error:
+            raise ConflictError(
+                f"{address} is no address of this host",
+                "only a server of this host can be measured",
+                "run doctor where the server runs",
+            ) from error
 
 
 def _listeners_on(port: int) -> list[int]:

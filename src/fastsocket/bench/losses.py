@@ -60,9 +60,11 @@ def faults(results: Sequence[Result]) -> list[str]:
     """Say what keeps the results from showing that nothing is lost; empty if they do."""
     found, sums = [], totals(results)
     for result in results:
-        lost = sum(one or 0.0 for one in result.modes[Mode.FASTSOCKET]["lost"].samples)
-        if lost:
-            found.append(f"{result.server} lost {lost:.0f} connections under Fastsocket")
+        ours = totals([result])[Mode.FASTSOCKET]
+        for name, where in (("lost", ""), ("queued_lost", " in a queue")):
+            if lost := ours[name]:
+                what = f"{result.server} lost {lost:.0f} connections{where}"
+                found.append(f"{what} under Fastsocket")
         if reason := result.modes[Mode.FASTSOCKET]["lost"].reason:
             found.append(f"losses of {result.server} were not counted: {reason}")
     if not sums.get(Mode.REUSEPORT, {}).get("lost"):

@@ -7,6 +7,7 @@ accepted, who is interrupted and how even the work is do not depend on that.
 """
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -197,7 +198,8 @@ def _run(
     file = directory / "order.json"
     file.write_bytes(msgspec.json.encode(order))
     package = Path(fastsocket.__file__).parents[1]
-    command = f"PYTHONPATH={package} {sys.executable} -m fastsocket.bench.guest {file.resolve()}"
+    words = [f"PYTHONPATH={package}", sys.executable, "-m", "fastsocket.bench.guest"]
+    command = shlex.join(["env", *words, str(file.resolve())])
     end = time.monotonic() + budget_seconds
     tell(f"booting {machine.cpus} virtual CPUs; at most {budget_seconds / 60:.0f} minutes for all")
     pending = list(order.counts)

@@ -19,6 +19,7 @@ from fastsocket.bench.probe import READS, Probe
 from fastsocket.bench.process import spawn
 from fastsocket.bench.wires import finish_checksums, follow_readers, wire
 from fastsocket.errors import FastsocketError
+from fastsocket.host.journal import append
 from fastsocket.steer import device
 from fastsocket.steer.compile import compile_rule
 from fastsocket.steer.library import find_rule
@@ -51,8 +52,11 @@ Way = AbstractContextManager[None]
 def kernel_follows(netspace: Netspace, cpus: Sequence[int]) -> Iterator[None]:
     """Let RFS steer, for a block; its table of sockets is the host's and is put back after."""
     before = _FLOWS.read_text()
-    _FLOWS.write_text(str(max(int(before), _TABLE)))
+    wanted = max(int(before), _TABLE)
+    # Whoever kills the bench meanwhile finds in the log what to put back.
+    append(f"bench sets {_FLOWS} from {before.strip()} to {wanted} for a while")
     try:
+        _FLOWS.write_text(str(wanted))
         follow_readers(netspace, _DEVICE, cpus, _TABLE)
         yield
     finally:

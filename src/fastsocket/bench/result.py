@@ -24,6 +24,7 @@ __all__ = [
     "Interval",
     "Metric",
     "Point",
+    "Ratio",
     "Result",
     "describe_host",
     "schema",
@@ -39,6 +40,16 @@ class Interval(msgspec.Struct, frozen=True):
     median: float | None
     low: float | None
     high: float | None
+
+
+class Ratio(Interval, frozen=True):
+    """The median of the rounds' ratios, and of how many rounds.
+
+    A round without both values, or with nothing to divide by, has no ratio. `pairs` is None in
+    files from before it was written.
+    """
+
+    pairs: int | None = None
 
 
 class Metric(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,7 +85,7 @@ class Point(msgspec.Struct, frozen=True, omit_defaults=True):
 
     cores: int
     modes: dict[str, dict[str, Metric]]
-    ratios: dict[str, dict[str, Interval]]
+    ratios: dict[str, dict[str, Ratio]]
     per_core: dict[str, list[Core]]
     call_sites: dict[str, dict[str, float]] = {}
 
@@ -103,7 +114,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     run_options: list[str]
     notes: list[str]
     modes: dict[str, dict[str, Metric]]
-    ratios: dict[str, dict[str, Interval]]
+    ratios: dict[str, dict[str, Ratio]]
     call_sites: dict[str, dict[str, float]]
     woken: dict[str, dict[str, float]] = {}
     kind: str = ""

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from fastsocket.bench.counters import busy_share
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.result import FORMAT, Core, Interval, Metric, Result, describe_host
+from fastsocket.bench.result import FORMAT, Core, Interval, Metric, Ratio, Result, describe_host
 from fastsocket.bench.scenario import Measurement, Scenario, Setup
 from fastsocket.bench.stats import interval, ratios
 from fastsocket.bench.trace import Trace
@@ -186,7 +186,7 @@ def assemble(
 
 def tabulate(
     metrics: Mapping[str, str], tables: Mapping[Mode, Sequence[Measurement]]
-) -> tuple[dict[str, dict[str, Metric]], dict[str, dict[str, Interval]]]:
+) -> tuple[dict[str, dict[str, Metric]], dict[str, dict[str, Ratio]]]:
     """Return the figures by mode and the ratios by pair of modes.
 
     Args:
@@ -232,9 +232,10 @@ def _metric(runs: Sequence[Measurement], name: str, unit: str) -> Metric:
     return Metric(span.median, span.low, span.high, unit, samples, reasons[0] if reasons else "")
 
 
-def _ratio(tops: Sequence[Measurement], bottoms: Sequence[Measurement], name: str) -> Interval:
+def _ratio(tops: Sequence[Measurement], bottoms: Sequence[Measurement], name: str) -> Ratio:
     each = ratios([run.values.get(name) for run in tops], [run.values.get(name) for run in bottoms])
-    return _interval_of(each)
+    found = _interval_of(each)
+    return Ratio(found.median, found.low, found.high, len(each))
 
 
 def _interval_of(values: Sequence[float]) -> Interval:

@@ -88,7 +88,10 @@ def _quantile(weighted: Sequence[tuple[float, float]], share: float) -> float:
 
 
 def ratios(numerators: Sequence[float | None], denominators: Sequence[float | None]) -> list[float]:
-    """Return the ratio of each round that has both values and no zero to divide by."""
+    """Return the ratio of each round that has both values and no zero to divide by.
+
+    So there may be fewer than rounds: a claim is to count them.
+    """
     return [
         top / bottom
         for top, bottom in zip(numerators, denominators, strict=True)

@@ -72,7 +72,9 @@ def render(result: Result) -> RenderableType:
         parts.extend(_by_cores(result))
     parts.extend(_remaining("Lock contentions/1k by call site", "function", result.call_sites))
     parts.extend(_remaining("Resched IPIs/1k by woken task", "task", result.woken))
-    parts.extend(Text(f"note: {note}") for note in [*result.notes, *_reasons(result)])
+    parts.extend(
+        Text(f"note: {note}") for note in [*result.notes, *_reasons(result), *_left_out(result)]
+    )
     return Group(*parts)
 
 
@@ -139,6 +141,21 @@ def _table(columns: Mapping[str, Mapping[str, Metric | Interval]]) -> Table:
             *(span(column[metric]) for column in columns.values()),
         )
     return table
+
+
+def _left_out(result: Result) -> list[str]:
+    """Return one line for each pair of modes with ratios of fewer rounds than were run."""
+    found = []
+    for pair, metrics in result.ratios.items():
+        fewer = [
+            f"{name} {ratio.pairs}"
+            for name, ratio in metrics.items()
+            if ratio.pairs and ratio.pairs < result.rounds
+        ]
+        if fewer:
+            rest = "in the others a value is missing or zero"
+            found.append(f"{pair} of {result.rounds} rounds: {', '.join(fewer)}; {rest}")
+    return found
 
 
 def _reasons(result: Result) -> list[str]:

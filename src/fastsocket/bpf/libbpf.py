@@ -116,7 +116,6 @@ _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_log_level": (c_int, (c_void_p, c_uint32)),
     "bpf_program__attach": (c_void_p, (c_void_p,)),
     "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
-    "bpf_program__attach_xdp": (c_void_p, (c_void_p, c_int)),
     "bpf_prog_attach": (c_int, (c_int, c_int, c_int, c_uint)),
     "bpf_prog_detach2": (c_int, (c_int, c_int, c_int)),
     "bpf_prog_test_run_opts": (c_int, (c_int, POINTER(_TestRunOpts))),
@@ -359,15 +358,6 @@ class Program:
         """
         result = library().bpf_prog_attach(self.fd, target.fd, kind, 0)
         _check(result, f"the BPF program {self.name} cannot be attached to {target.name}")
-
-    def attach_xdp(self, ifindex: int) -> Link:
-        """Attach to a network device by a link, in the mode that the kernel prefers.
-
-        Raises:
-            BpfError: Refused by the kernel; errno EBUSY or EEXIST means a foreign program.
-        """
-        result = library().bpf_program__attach_xdp(self.handle, ifindex)
-        return self._link(result, "attached to the device")
 
     def test_run(
         self, packet: bytes, repeat: int = 1, context: ctypes.Structure | None = None

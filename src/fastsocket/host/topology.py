@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsocket.host.cpulist import parse_list
+from fastsocket.host.files import read_number, read_text
 
 __all__ = ["Cpu", "Topology", "order_physical_first", "read_topology"]
 
@@ -113,8 +114,8 @@ def read_topology(root: Path = Path("/")) -> Topology:
         cpus.append(
             Cpu(
                 id=number,
-                core=_number(folder / "core_id", default=number),
-                package=_number(folder / "physical_package_id"),
+                core=read_number(folder / "core_id", default=number),
+                package=read_number(folder / "physical_package_id", -1),
                 node=node_of.get(number, -1),
                 llc=_last_level_cache(base / f"cpu{number}/cache"),
                 siblings=siblings or (number,),
@@ -149,7 +150,7 @@ def _nodes(folder: Path) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
     for node in _cpus(folder / "online"):
         for cpu in _cpus(folder / f"node{node}/cpulist"):
             node_of[cpu] = node
-        row = _text(folder / f"node{node}/distance").split()
+        row = read_text(folder / f"node{node}/distance").split()
         if row:
             distances[node] = tuple(int(value) for value in row)
     return node_of, distances
@@ -159,7 +160,7 @@ def _last_level_cache(folder: Path) -> int:
     """Return the lowest CPU that shares the cache of the highest level, -1 where unknown."""
     best_level, lowest = 0, -1
     index = 0
-    while (level := _number(folder / f"index{index}/level")) > 0:
+    while (level := read_number(folder / f"index{index}/level", -1)) > 0:
         shared = _cpus(folder / f"index{index}/shared_cpu_list")
         if shared and level > best_level:
             best_level, lowest = level, shared[0]
@@ -167,17 +168,5 @@ def _last_level_cache(folder: Path) -> int:
     return lowest
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path, default: int = -1) -> int:
-    text = _text(path)
-    return int(text) if text.lstrip("-").isdigit() else default
-
-
 def _cpus(path: Path) -> tuple[int, ...]:
-    return parse_list(_text(path))
+    return parse_list(read_text(path))

@@ -101,11 +101,6 @@ class Selector:
             constants.close()
         return found
 
-    @property
-    def sockets_fd(self) -> int:
-        """The descriptor of the map of sockets."""
-        return self._sockets.fd
-
     def cookies(self) -> set[bytes]:
         """Return the cookies of the sockets that can be chosen."""
         values = (self._sockets.lookup(struct.pack("=I", number)) for number in range(MAX_SLOTS))

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from fastsocket.errors import ConflictError, UsageError
 from fastsocket.host.cpulist import format_list, parse_list, parse_mask
+from fastsocket.host.files import read_number, read_text
 from fastsocket.host.topology import read_topology
 from fastsocket.nic.ethtool import Ethtool
 from fastsocket.nic.facts import (
@@ -74,7 +75,7 @@ def collect(target: str, root: Path = Path("/")) -> HostFacts:
         kernel=platform.release(),
         topology=read_topology(root),
         allowed=format_list(os.sched_getaffinity(0)),
-        possible=max(parse_list(_text(root / "sys/devices/system/cpu/possible")) or (0,)) + 1,
+        possible=max(parse_list(read_text(root / "sys/devices/system/cpu/possible")) or (0,)) + 1,
         nics=tuple(nics),
         sysctls=_sysctls(root),
         netfilter=read_netfilter(root),
@@ -89,7 +90,7 @@ def _check_interface(name: str, root: Path) -> None:
     known = [other for _, other in socket.if_nameindex()]
     if name not in known:
         raise UsageError(f"there is no interface {name}", "", f"choose one of {', '.join(known)}")
-    if _number(root / f"sys/class/net/{name}/ifindex") != socket.if_nametoindex(name):
+    if read_number(root / f"sys/class/net/{name}/ifindex", 0) != socket.if_nametoindex(name):
         raise ConflictError(
             f"/sys does not show the interface {name}",
             "it is mounted for another network namespace",
@@ -110,16 +111,16 @@ def collect_nic(name: str, root: Path = Path("/")) -> Nic:
         return Nic(
             name=name,
             kind=_kind(base, driver),
-            ifindex=_number(base / "ifindex"),
+            ifindex=read_number(base / "ifindex", 0),
             driver=driver,
             firmware=firmware,
             model=_model(bus),
             bus=address,
-            node=_number(bus / "numa_node", -1) if bus else -1,
-            speed=_number(base / "speed", -1),
-            up=bool(int(_text(base / "flags") or "0", 16) & _IFF_UP),
-            carrier=_text(base / "carrier") == "1",
-            mtu=_number(base / "mtu", 0),
+            node=read_number(bus / "numa_node", -1) if bus else -1,
+            speed=read_number(base / "speed", -1),
+            up=bool(int(read_text(base / "flags") or "0", 16) & _IFF_UP),
+            carrier=read_text(base / "carrier") == "1",
+            mtu=read_number(base / "mtu", 0),
             channels=_counts(ethtool.channels),
             rings=_counts(ethtool.rings),
             coalesce={} if _deaf_virtio(base, driver) else _ask(ethtool.coalesce) or {},
@@ -133,7 +134,7 @@ def collect_nic(name: str, root: Path = Path("/")) -> Nic:
             tx=tuple(_tx_queue(queues / f"tx-{number}") for number in _queues(queues, "tx")),
             qdisc=_qdisc(name),
             drops=sum(
-                _number(base / f"statistics/{counter}", 0)
+                read_number(base / f"statistics/{counter}", 0)
                 for counter in ("rx_missed_errors", "rx_fifo_errors")
             ),
             lower=tuple(sorted(path.name[6:] for path in base.glob("lower_*"))),
@@ -148,14 +149,14 @@ def read_irqs(name: str, driver: str, root: Path = Path("/")) -> tuple[Irq, ...]
     if bus is None:
         return ()
     numbers = [int(path.name) for path in (bus / "msi_irqs").glob("[0-9]*")]
-    if not numbers and (line := _number(bus / "irq", 0)) > 0:
+    if not numbers and (line := read_number(bus / "irq", 0)) > 0:
         numbers = [line]
     found = []
     for number in numbers:
         # Several handlers of one line are separated by commas; a line without one is not in use.
-        for action in _text(root / f"sys/kernel/irq/{number}/actions").split(","):
+        for action in read_text(root / f"sys/kernel/irq/{number}/actions").split(","):
             if action:
-                affinity = _text(root / f"proc/irq/{number}/smp_affinity_list")
+                affinity = read_text(root / f"proc/irq/{number}/smp_affinity_list")
                 found.append((number, action, affinity))
     return assign_queues(found, name, driver)
 
@@ -179,8 +180,8 @@ def _counts(request: Callable[[], tuple[dict[str, int], dict[str, int]]]) -> Cou
 def _kind(
     base: Path, driver: str
 ) -> Literal["card", "virtual", "bond", "vlan", "bridge", "loopback"]:
-    uevent = _text(base / "uevent")
-    if _number(base / "type") == 772:  # ARPHRD_LOOPBACK
+    uevent = read_text(base / "uevent")
+    if read_number(base / "type", 0) == 772:  # ARPHRD_LOOPBACK
         return "loopback"
     if "DEVTYPE=bond" in uevent or (base / "bonding").is_dir():
         return "bond"
@@ -204,9 +205,9 @@ def _bus_device(base: Path) -> Path | None:
 
 
 def _model(bus: Path | None) -> str:
-    if bus is None or not (vendor := _text(bus / "vendor")):
+    if bus is None or not (vendor := read_text(bus / "vendor")):
         return ""
-    return f"{vendor.removeprefix('0x')}:{_text(bus / 'device').removeprefix('0x')}"
+    return f"{vendor.removeprefix('0x')}:{read_text(bus / 'device').removeprefix('0x')}"
 
 
 def _deaf_virtio(base: Path, driver: str) -> bool:
@@ -216,7 +217,7 @@ def _deaf_virtio(base: Path, driver: str) -> bool:
     """
     # VIRTIO_NET_F_VQ_NOTF_COAL is bit 52 and VIRTIO_NET_F_NOTF_COAL bit 53; the file is a string
     # of bits that starts with bit 0.
-    return driver == "virtio_net" and "1" not in _text(base / "device/features")[52:54]
+    return driver == "virtio_net" and "1" not in read_text(base / "device/features")[52:54]
 
 
 def _queues(folder: Path, kind: str) -> list[int]:
@@ -224,13 +225,13 @@ def _queues(folder: Path, kind: str) -> list[int]:
 
 
 def _rx_queue(folder: Path) -> RxQueue:
-    cpus = format_list(parse_mask(_text(folder / "rps_cpus") or "0"))
-    return RxQueue(cpus, _number(folder / "rps_flow_cnt", 0))
+    cpus = format_list(parse_mask(read_text(folder / "rps_cpus") or "0"))
+    return RxQueue(cpus, read_number(folder / "rps_flow_cnt", 0))
 
 
 def _tx_queue(folder: Path) -> TxQueue:
     # Reading fails where the interface has one queue, or while its classes are being changed.
-    return TxQueue(format_list(parse_mask(_text(folder / "xps_cpus") or "0")))
+    return TxQueue(format_list(parse_mask(read_text(folder / "xps_cpus") or "0")))
 
 
 def _qdisc(name: str) -> str:
@@ -243,23 +244,23 @@ def _qdisc(name: str) -> str:
 
 
 def _bond(base: Path) -> Bond | None:
-    mode = _text(base / "bonding/mode").split()
+    mode = read_text(base / "bonding/mode").split()
     if not mode:
         return None
-    policy = _text(base / "bonding/xmit_hash_policy").split()
+    policy = read_text(base / "bonding/xmit_hash_policy").split()
     return Bond(mode[0], policy[0] if policy else "")
 
 
 def _sysctls(root: Path) -> dict[str, str]:
     found = {}
     for name in SYSCTLS:
-        if text := _text(root / "proc/sys" / name.replace(".", "/")):
+        if text := read_text(root / "proc/sys" / name.replace(".", "/")):
             found[name] = " ".join(text.split())
     return found
 
 
 def _softnet(root: Path) -> Softnet:
-    rows = [line.split() for line in _text(root / "proc/net/softnet_stat").splitlines()]
+    rows = [line.split() for line in read_text(root / "proc/net/softnet_stat").splitlines()]
     return Softnet(
         dropped=sum(int(row[1], 16) for row in rows), squeezed=sum(int(row[2], 16) for row in rows)
     )
@@ -289,15 +290,3 @@ def _is_ours(path: Path) -> bool:
 
 def _open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path, default: int = 0) -> int:
-    text = _text(path)
-    return int(text) if text.lstrip("-").isdigit() else default

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fastsocket.errors import FastsocketError, MissingFeatureError
+from fastsocket.host.files import read_text
 from fastsocket.nic.facts import Netfilter
 
 __all__ = ["read_netfilter", "set_notrack"]
@@ -47,9 +48,9 @@ def read_netfilter(root: Path = Path("/")) -> Netfilter:
         if (table := entry.get("table")) and table["name"] != TABLE:
             tables.append(f"{table['family']} {table['name']}")
     for family, name in _LEGACY:
-        legacy = _text(root / name).split()
+        legacy = read_text(root / name).split()
         tables.extend(f"{family} {table} (legacy)" for table in legacy)
-    connections = int(_text(root / "proc/sys/net/netfilter/nf_conntrack_count") or 0)
+    connections = int(read_text(root / "proc/sys/net/netfilter/nf_conntrack_count") or 0)
     return Netfilter(
         conntrack=connections > 0,
         connections=connections,
@@ -92,10 +93,3 @@ def set_notrack(ports: Iterable[int]) -> None:
         raise FastsocketError(
             "the kernel refused the notrack table", "", "try 'nft list ruleset', or --skip notrack"
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -40,11 +40,20 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """One mode over another, taken round by round: median and 95 % interval."""
+    """One mode over another, taken round by round: median and 95 % interval.
+
+    Attributes:
+        pairs: Rounds that have a ratio; None in files from before this was written.
+    """
 
     median: float | None
     low: float | None
     high: float | None
+    pairs: int | None = None
+
+    def rounds(self, all_of_them: int) -> int:
+        """Return how many of the rounds are behind it."""
+        return all_of_them if self.pairs is None else self.pairs
 
 
 Modes = dict[str, dict[str, Metric]]

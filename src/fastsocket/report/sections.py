@@ -160,7 +160,7 @@ def _cards(result: Result) -> list[tuple[str, str, str]]:
 
 def _ratio_card(result: Result, name: str, found: Ratio, pair: str) -> tuple[str, str, str]:
     """Return a headline with a ratio, its interval, and what the interval shows."""
-    shown = compare(name, found.low, found.high, result.round_count())
+    shown = compare(name, found.low, found.high, found.rounds(result.round_count()))
     range_ = interval(found.low, found.high, ratio_digits)
     note = f"{metric_text(name).label}, {pair} {range_}".strip()
     return heading(result), ratio(found.median), f"{note}: {shown}" if shown else note

@@ -90,8 +90,11 @@ def _metric_cell(metric: Metric | None) -> Cell:
 def _ratio_cell(name: str, found: Ratio | None, rounds: int) -> Cell:
     if found is None or found.median is None:
         return Cell("–")
-    tone = compare(name, found.low, found.high, rounds)
-    return Cell(ratio(found.median), interval(found.low, found.high, ratio_digits), tone)
+    pairs = found.rounds(rounds)
+    range_ = interval(found.low, found.high, ratio_digits)
+    if pairs < rounds:
+        range_ = f"{range_} in {pairs} of {rounds} rounds".strip()
+    return Cell(ratio(found.median), range_, compare(name, found.low, found.high, pairs))
 
 
 def metric_table(result: Result) -> Table:

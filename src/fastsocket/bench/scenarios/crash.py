@@ -19,7 +19,7 @@ from fastsocket.bench.scenario import Measurement, Setup, stage
 from fastsocket.bench.trouble import Amounts, Trouble
 from fastsocket.errors import UsageError
 
-__all__ = ["MIXES", "Crash"]
+__all__ = ["MIXES", "Crash", "unbalanced"]
 
 PAUSE_SECONDS = 0.15
 # The last event comes this long before the load ends, so that its losses are seen.
@@ -79,10 +79,23 @@ class Crash:
                 taken.put(name, None, setup.probe_reason)
             return taken
         accepted = after.accepted_lost - before.accepted_lost + outcome.cut_short
+        if accepted > outcome.errors:
+            setup.note(unbalanced(mode, accepted, outcome.errors))
         taken.put("accepted_lost", float(accepted))
         taken.put("queued_lost", float(after.queued_lost - before.queued_lost))
         taken.put("lost", float(max(outcome.errors - accepted, 0)))
         return taken
+
+
+def unbalanced(mode: Mode, accepted: int, errors: int) -> str:
+    """Say that clients saw fewer errors than there were connections lost with a worker.
+
+    `lost` cannot be told then: it is 0 though some of the errors may be other losses.
+    """
+    return (
+        f"{mode}: {accepted} connections were lost with a worker, clients saw {errors} errors, "
+        "so lost may be too low"
+    )
 
 
 def _keep_on(

@@ -33,6 +33,8 @@ CONNECTIONS = 16
 # Of each second that a round is to take; a slow machine takes longer, and does as much.
 REQUESTS_A_SECOND = 30_000
 READY_SECONDS = 15.0
+# How much longer than asked for a round may take on a slow machine.
+PATIENCE_FACTOR = 30
 
 
 class Local:
@@ -129,7 +131,14 @@ def _ask(setup: Setup, netspace: Netspace, requests: int) -> tuple[float, float]
     command = ["redis-benchmark", "-h", ADDRESS, "-p", str(setup.port), "-t", "get", "--csv"]
     command += ["-c", str(setup.connections), "-n", str(requests)]
     client = spawn(command, netspace, subprocess.DEVNULL, subprocess.PIPE)
-    return parse(client.communicate()[0])
+    try:
+        output, _ = client.communicate(timeout=PATIENCE_FACTOR * setup.seconds + READY_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise FastsocketError("redis-benchmark did not end", "no answers in time") from error
+    finally:
+        client.kill()
+        client.wait()
+    return parse(output)
 
 
 def parse(output: str) -> tuple[float, float]:

@@ -106,7 +106,9 @@ def _run(command: Sequence[str], netspace: Netspace) -> None:
 
 def _launch(setup: Setup, mode: Mode) -> float:
     """Return the median time to run `true`, in ms."""
-    command = ["true"] if mode is not Mode.FASTSOCKET else fastsocket_command([], ["true"])
+    command = ["true"]
+    if mode is Mode.FASTSOCKET:
+        command = fastsocket_command(setup.run_options, command)
     times = []
     with Netspace.make() if setup.private else Netspace.host() as netspace:
         for _ in range(LAUNCHES):

@@ -22,6 +22,7 @@ from fastsocket.bench.footprint import anonymous_kib, descriptors, library_kib, 
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.probe import LOSSES
 from fastsocket.bench.scenario import Measurement, Setup, Stage, stage
+from fastsocket.bench.scenarios.crash import unbalanced
 from fastsocket.bench.trouble import ABILITIES, Trouble
 from fastsocket.errors import FastsocketError, UsageError
 
@@ -69,6 +70,7 @@ class Soak:
     metrics = {  # noqa: RUF012  # a constant by the protocol's read-only property
         "lost": "connections",
         "accepted_lost": "connections",
+        "queued_lost": "connections",
         "completed": "connections",
         "kills": "events",
         "stops": "events",
@@ -142,15 +144,18 @@ class Soak:
             outcome = client.finish()
             later = probe.events() if probe else None
         if earlier is None or later is None:
-            taken.put("lost", None, setup.probe_reason)
-            taken.put("accepted_lost", None, setup.probe_reason)
+            for name in ("lost", "accepted_lost", "queued_lost"):
+                taken.put(name, None, setup.probe_reason)
         else:
             accepted = later.accepted_lost - earlier.accepted_lost + outcome.cut_short
             lost = max(outcome.errors - accepted, 0)
             if lost:
                 setup.note(f"errors of round {kept.rounds + 1}: {dict(outcome.kinds)}")
+            if accepted > outcome.errors:
+                setup.note(unbalanced(mode, accepted, outcome.errors))
             taken.put("lost", float(lost))
             taken.put("accepted_lost", float(accepted))
+            taken.put("queued_lost", float(later.queued_lost - earlier.queued_lost))
         done = kept.trouble.done
         taken.put("completed", float(outcome.completed))
         taken.put("kills", float(done.kills - before.kills))
@@ -168,6 +173,9 @@ class Soak:
         for name, what in (("lost", "connections lost"), ("stuck_slots", "slots stuck")):
             if count := sum(one.get(name) or 0.0 for one in samples):
                 found.append(f"{count:.0f} {what}")
+        ours = [each[Mode.FASTSOCKET].values for each in rounds if Mode.FASTSOCKET in each]
+        if count := sum(one.get("queued_lost") or 0.0 for one in ours):
+            found.append(f"{count:.0f} connections lost in a queue")
         calm = samples[-(-len(samples) // 4) :]  # since keepers are no longer killed
         for name, limit in LIMITS.items():
             series = [value for one in calm if (value := one.get(name)) is not None]
@@ -214,8 +222,10 @@ def _stop_one(trouble: Trouble, rng: random.Random) -> None:
         victim = rng.choice(workers)
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGSTOP)
-            time.sleep(rng.uniform(*STOP_SECONDS))
-            os.kill(victim, signal.SIGCONT)
+            try:
+                time.sleep(rng.uniform(*STOP_SECONDS))
+            finally:
+                os.kill(victim, signal.SIGCONT)
 
 
 def _look(kept: _Kept, taken: Measurement) -> None:
