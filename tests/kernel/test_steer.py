@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Receive flow deliver and a rule on 24 virtual CPUs, on an installed kernel.
+"""Receive flow deliver and a rule on an installed kernel.
 
-The machine boots without KVM; with so many CPUs on few real ones it tells what goes where, not how
-fast. Debian 12's own kernel has no IP_LOCAL_PORT_RANGE: there the connect hooks give the ports.
+The machine boots without KVM, so it tells what goes where, not how fast. FASTSOCKET_VM_CPUS=24
+gives it more CPUs than continuous integration has time for. Debian 12's own kernel has no
+IP_LOCAL_PORT_RANGE: there the connect hooks give the ports.
 """
 
 import json
@@ -18,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.kernel
 
 ROOT = Path(__file__).parents[2]
-CPUS = 24
+CPUS = int(os.environ.get("FASTSOCKET_VM_CPUS", "4"))
 LIMIT_S = 900
 
 
@@ -70,7 +71,7 @@ def test_answers_come_in_where_the_connection_was_opened(answer: dict[str, Any])
     assert answer["rfd"]["mode"] == "native"
     assert answer["rfd"]["packets"] > 3 * CPUS
     assert answer["rfd"]["percent"] >= 99.9
-    assert answer["stock"]["percent"] < 30  # one in 24, and chance
+    assert answer["stock"]["percent"] < 75  # one in four, and chance
 
 
 def test_a_rule_uses_all_cpus(answer: dict[str, Any]) -> None:
