@@ -7,7 +7,8 @@ BIN     := $(VENV)/bin
 SOURCES := src tests tools hatch_build.py
 C_FILES  = $(shell git ls-files 'native/*.c' 'native/*.h')
 # What `make bench` measures: the servers of the scenario "short".
-SERVERS ?= nginx haproxy lighttpd
+SERVERS ?= nginx haproxy haproxy-single-queue lighttpd
+ROUNDS  ?= 12
 # How long `make soak` keeps going, in seconds.
 SOAK    ?= 1200
 
@@ -38,8 +39,10 @@ format: packages-all install ## rewrite the sources as lint wants them
 
 bench: packages-all install ## measure on this machine and write the figures into README and docs
 	mkdir -p docs/results
+	rm -f docs/results/*.json
 	for server in $(SERVERS); do $(BIN)/fastsocket bench short --server $$server \
-		--output docs/results/short-$$server.json --force || exit 1; done
+		--runs $(ROUNDS) --output docs/results/short-$$server.json || exit 1; done
+	$(BIN)/fastsocket bench overhead --output docs/results/overhead.json
 	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
 	$(BIN)/python tools/figures.py
 
