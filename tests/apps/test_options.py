@@ -60,6 +60,7 @@ SOCKET: dict[str, tuple[int, bytes | None]] = {
 }
 TCP: dict[str, tuple[int, bytes | None]] = {
     "TCP_NODELAY": (1, i(1)),
+    "TCP_MAXSEG": (2, None),  # reads as what is in use; test_odd_servers.py asks the clients
     "TCP_CORK": (3, i(1)),
     "TCP_KEEPIDLE": (4, i(77)),
     "TCP_KEEPINTVL": (5, i(11)),

@@ -74,8 +74,9 @@ def wait_until(condition: Any) -> None:
 
 def recorded(recording: Path, pid: int) -> int:
     """Return how many connections the last sample counts as accepted."""
-    last = list(Recording(recording))[-1]
-    mine = [listener for listener in last.listeners if listener.app == pid]
+    samples = list(Recording(recording))
+    last = samples[-1].listeners if samples else []
+    mine = [listener for listener in last if listener.app == pid]
     return sum(slot.accepted for listener in mine for slot in listener.slots)
 
 
@@ -104,11 +105,14 @@ def test_counts_are_those_of_the_client(server: tuple[int, int], tmp_path: Path)
     recording = tmp_path / "run.fsr"
     words = ["record", str(recording), "--interval", "0.2", "--json"]
     with subprocess.Popen([*PROGRAM, *words], stdout=subprocess.PIPE, text=True) as recorder:
-        wait_until(lambda: recording.exists() and recording.stat().st_size > 0)
-        fetch(port, 200)
-        wait_until(lambda: recorded(recording, pid) == 500)
-        recorder.send_signal(signal.SIGINT)
-        said = json.loads(recorder.communicate(timeout=30)[0])
+        try:
+            wait_until(lambda: recording.exists() and recorded(recording, pid) == 300)
+            fetch(port, 200)
+            wait_until(lambda: recorded(recording, pid) == 500)
+            recorder.send_signal(signal.SIGINT)
+            said = json.loads(recorder.communicate(timeout=30)[0])
+        finally:
+            recorder.kill()
     assert recorder.returncode == 0
     samples = list(Recording(recording))
     assert len(samples) == said["samples"] >= 2
