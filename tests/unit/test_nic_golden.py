@@ -17,7 +17,7 @@ from fastsocket.nic.facts import HostFacts, load_facts
 from fastsocket.nic.plan import make_plan
 from fastsocket.nic.text import facts_text, plan_text
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.golden
 
 GOLDEN = Path(__file__).parents[1] / "golden/nic"
 HOSTS = sorted(path.stem for path in GOLDEN.glob("*.json"))
