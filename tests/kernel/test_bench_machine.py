@@ -43,7 +43,8 @@ def test_four_cores_share_nothing(tmp_path: Path) -> None:
         for mode in ("stock", "fastsocket")
     )
     assert stock["errors"] == fast["errors"] == 0
-    # Of 60 connections one whose SYN a timer repeated is 1.7 %: the figure itself is for 24 CPUs.
+    # Of 15 connections a core one whose SYN a timer repeated elsewhere is 6.7 %, of all 60 it is
+    # 1.7 %. What is promised, 99.5 and 5 %, is for the many more of `bench scale --vm 24`.
     assert fast["local_percent"] >= 95 > stock["local_percent"]
-    assert fast["core_deviation_percent"] <= 5
+    assert fast["core_deviation_percent"] <= 14
     assert fast["own_resched_ipis_per_1k"] < stock["own_resched_ipis_per_1k"]
