@@ -10,7 +10,7 @@ __all__ = ["find", "main"]
 
 # Home folders and scratch folders; system paths such as /etc or /sys are what the product is about.
 PRIVATE = re.compile(
-    rb"(?<![\w.$}/-])/(?:work|root|home/\w+|Users/\w+|tmp/bash_jobs[\w.]*)/[\w.-]+"
+    rb"(?<![\w.$}/-])/(?:work|root|home/\w+|Users/\w+|tmp/[a-z_]*jobs[\w.]*)/[\w.-]+"
 )
 
 

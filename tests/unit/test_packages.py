@@ -105,9 +105,9 @@ def test_the_policy_goes_when_the_installation_breaks_off(
     [
         (b"see /usr/include/bpf", 0),
         (b"open('/proc/self/maps')", 0),
-        (b"a/work/b ./root/x", 0),
-        (b"$HOME/work/x and ${TOP}/work/y", 0),
-        (b"cd " + b"/wor" + b"k/main", 1),
+        (b"a/root/b ./root/x", 0),
+        (b"$HOME/root/x and ${TOP}/root/y", 0),
+        (b"cd " + b"/wo" + b"rk/main", 1),
         (b"PATH=" + b"/hom" + b"e/me/bin:" + b"/roo" + b"t/x", 2),
     ],
 )
