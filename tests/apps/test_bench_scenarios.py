@@ -70,7 +70,7 @@ def test_crash_of_a_reuseport_server_loses_what_was_queued():
     assert enough(own)
     assert stock["queued_lost"] == 0
     # A handshake that ends while the listener closes is reset without having been queued.
-    assert stock["lost"] <= stock["kills"]
+    assert stock["lost"] <= stock["kills"] * 2 // 5  # 2 of the 5 kills that there are at least
     assert own["queued_lost"] > 0
     assert own["lost"] > 0
 
