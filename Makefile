@@ -83,6 +83,7 @@ $(BIN)/.installed: $(BIN)/.locked pyproject.toml hatch_build.py
 install: | packages-run
 	@$(MAKE) -s --no-print-directory $(BIN)/.installed
 	@$(MAKE) -s --no-print-directory -C native
+	@$(BIN)/python -m compileall -q src  # as pip does: else, where writing bytecode is off, each start compiles
 
 .NOTPARALLEL:
 .PHONY: help setup demo test lint format bench soak man lock clean packages-run packages-all install

@@ -3,8 +3,8 @@
  * The one list of intercepted functions: HOOK(result, name, parameters, arguments).
  * It is expanded for the pointers to the next definition, for their lookup and for the
  * exported names (exports.map is checked against it by a test). The core is in both libraries,
- * the rest in libfsocket-lean.so only: where connections are left as they are, nobody's reads and
- * writes take a way through us.
+ * the rest is not in libfsocket-plain.so: where connections are left as they are, nobody's reads
+ * and writes take a way through us.
  */
 /* clang-format off */
 #define FS_CORE_HOOKS(HOOK) \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Lean connections: what the wrappers ask on their way. In libfsocket.so all of it is empty;
- * libfsocket-lean.so is built with FS_LEAN and has lean*.c too.
+ * Lean connections: what the wrappers ask on their way. libfsocket.so is built with FS_LEAN and has
+ * lean*.c; in libfsocket-plain.so all of this is empty.
  *
  * A thread has at most a few open promises at a time: connections whose last answer the kernel
  * holds back, and connections whose request was read and neither answered nor acknowledged.

@@ -62,7 +62,7 @@ class Parameters:
     policy: str = "local"
     stall_us: int = 5000
     slack: int = 25
-    lean: str = "off"
+    lean: str = "auto"
     slots: int = 0
 
 

@@ -8,7 +8,7 @@ from fastsocket.errors import FastsocketError
 __all__ = ["LIBRARIES", "NATIVE_DIR", "native_file"]
 
 # What is preloaded, by the parameter `lean`.
-LIBRARIES = {"off": "libfsocket.so", "auto": "libfsocket-lean.so"}
+LIBRARIES = {"auto": "libfsocket.so", "off": "libfsocket-plain.so"}
 NATIVE_DIR = Path(__file__).parent / "_native"
 
 

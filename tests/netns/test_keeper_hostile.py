@@ -33,7 +33,7 @@ from fastsocket.listen import layout
 from fastsocket.listen.layout import SlotState, Tier
 from fastsocket.listen.page import StatusPage
 from fastsocket.listen.select import Selector
-from fastsocket.native import native_file
+from fastsocket.native import LIBRARIES, native_file
 
 pytestmark = pytest.mark.netns
 
@@ -319,7 +319,7 @@ def test_it_ends_with_the_application_whatever_the_page_says(keeper: Tame) -> No
 
 
 def test_a_reused_pid_is_no_owner(keeper: Tame) -> None:
-    native = ctypes.CDLL(str(native_file("libfsocket.so")))
+    native = ctypes.CDLL(str(native_file(LIBRARIES["off"])))
     page = keeper.page.view
     entry = page.listener[0]
     worker = page.worker[0]
@@ -353,7 +353,7 @@ def test_a_dead_workers_slot_is_given_up_once_its_lock_is_free(keeper: Tame) -> 
 
 
 def test_a_claim_counter_that_went_wrong_is_mended(keeper: Tame) -> None:
-    native = ctypes.CDLL(str(native_file("libfsocket.so")))
+    native = ctypes.CDLL(str(native_file(LIBRARIES["off"])))
     entry = keeper.page.view.listener[0]
     entry.claimed = 7
     assert native.fsocket_sweep(ctypes.byref(keeper.page.view), 0)

@@ -174,7 +174,7 @@ def test_requests() -> None:
 def hooks(library: str) -> set[str]:
     """Return the functions that a library intercepts: the core, or that and all others."""
     text = (PRELOAD / "hooks.h").read_text()
-    if library == "libfsocket.so":
+    if library == LIBRARIES["off"]:
         text = text.partition("#define FS_READ_HOOKS")[0]
     found = set(re.findall(r"HOOK\([\w *]+, (\w+),", text))
     found.discard("name")  # of the comment that says what a row is
@@ -190,8 +190,8 @@ def exports() -> set[str]:
 
 def test_exports_are_the_hooks() -> None:
     """Beside them there is only what the keeper calls."""
-    extra = exports() - hooks("libfsocket-lean.so")
-    assert not hooks("libfsocket-lean.so") - exports()
+    extra = exports() - hooks(LIBRARIES["auto"])
+    assert not hooks(LIBRARIES["auto"]) - exports()
     assert all(name.startswith("fsocket_") for name in extra), extra
 
 
@@ -214,5 +214,5 @@ def test_library_defines_its_exports(name: str, monkeypatch: pytest.MonkeyPatch)
         for words in map(str.split, text.splitlines())
         if len(words) == 8 and words[4] == "GLOBAL" and words[6] != "UND"
     }
-    assert defined == hooks(name) | exports() - hooks("libfsocket-lean.so")
+    assert defined == hooks(name) | exports() - hooks(LIBRARIES["auto"])
     assert all(getattr(library, symbol) for symbol in defined)

@@ -14,7 +14,7 @@ from fastsocket.listen import layout
 from fastsocket.listen.layout import Tier
 from fastsocket.listen.page import StatusPage
 from fastsocket.listen.select import Selector
-from fastsocket.native import native_file
+from fastsocket.native import LIBRARIES, native_file
 
 __all__ = ["SO_COOKIE", "Listeners"]
 
@@ -33,7 +33,7 @@ class Listeners:
     def __init__(self, page: StatusPage) -> None:
         self.page, self.tier = page, Tier.CLASSIC
         os.environ["FASTSOCKET_LISTEN_SPAWN"] = "0"  # the library is to do nothing by itself here
-        self.native = ctypes.CDLL(str(native_file("libfsocket.so")))
+        self.native = ctypes.CDLL(str(native_file(LIBRARIES["off"])))
         self.view = ctypes.byref(page.view)
         self._selectors: dict[int, Selector] = {}
         self._members: dict[int, set[bytes]] = {}  # listener: cookies of sockets that joined

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["anonymous_kib", "descriptors", "library_kib", "pss_kib", "stuck"]
 
-LIBRARY = "libfsocket.so"
+LIBRARY = "libfsocket"
 PAGE = "bpf-map"
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)")
 

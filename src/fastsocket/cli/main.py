@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastsocket.errors import FastsocketError
+from fastsocket.native import LIBRARIES
 
 __all__ = ["main"]
 
@@ -39,7 +40,8 @@ def _leave_the_application() -> None:
     the application's.
     """
     libraries = os.environ.get("LD_PRELOAD", "").split(":")
-    others = [library for library in libraries if not library.endswith("libfsocket.so")]
+    ours = tuple(LIBRARIES.values())
+    others = [library for library in libraries if not library.endswith(ours)]
     if others == libraries:
         return
     environment = {
