@@ -13,7 +13,9 @@ __all__ = ["command"]
 
 @click.command()
 @click.option(
-    "--lean", type=click.Choice(["auto", "off"]), help="off: the one that leaves connections as they are."
+    "--lean",
+    type=click.Choice(["auto", "off"]),
+    help="off: the one that leaves connections as they are.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(lean: str | None, as_json: bool) -> None:
