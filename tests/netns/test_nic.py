@@ -179,10 +179,7 @@ def test_read_only_sysctls_are_said(namespace: Namespace) -> None:
     ("words", "prepare", "code", "message"),
     [
         (("show", "-i", "nope"), (), 2, "there is no interface nope; choose one of lo, v1, v0"),
-        (("plan", "-i", "v0", "--profile", "fast"), (), 2, "there is no profile fast"),
-        (("plan",), (), 2, "name an interface with -i, or saved facts with --facts"),
-        (("plan", "-i", "v0", "--cpus", "a-b"), (), 2, "a-b is no list of CPUs"),
-        (("plan", "--facts", "/dev/null"), (), 2, "/dev/null holds no host facts"),
+        (("undo", "-i", "nope"), (), 2, "there is no interface nope"),
         (("show", "-i", "v0", "--save", "/no/file"), (), 2, "/no/file cannot be written"),
         (("apply", "-i", "v0"), ("ip", "link", "set", "v0", "down"), 4, "v0 is down"),
     ],

@@ -12,15 +12,8 @@ import pytest
 from fastsocket.errors import UsageError
 from fastsocket.host.doctor import Diagnosis, Grade, Verdict, diagnose
 from fastsocket.host.limits import CpuLimits
-from fastsocket.host.sample import (
-    HostFacts,
-    Load,
-    ServerFacts,
-    host_facts,
-    load_between,
-    read_counters,
-    server_facts,
-)
+from fastsocket.host.load import Load, load_between, read_counters
+from fastsocket.host.sample import HostFacts, ServerFacts, host_facts, server_facts
 
 pytestmark = pytest.mark.unit
 

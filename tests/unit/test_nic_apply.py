@@ -308,6 +308,16 @@ def test_preview_says_what_undo_does(tg3: FakeHost, store: Store) -> None:
     assert len(tg3.writes) == count
 
 
+def test_preview_leaves_out_queues_that_come_back(store: Store) -> None:
+    host = FakeHost(load_facts(GOLDEN / "isolated-and-offline.json"))
+    run(host, store)
+    lines = preview(host, store, "eth0", force=False)
+    assert lines[Setting("channels", "eth0", "combined")] == "16"
+    # XPS of queue 15 was set; its RPS and RFS were off.
+    assert lines[Setting("xps", "eth0", "15")] == "15"
+    assert not {Setting("rps", "eth0", "15"), Setting("rfs", "eth0", "15")} & lines.keys()
+
+
 def test_a_damaged_journal_is_said(store: Store, tmp_path: Path, tg3: FakeHost) -> None:
     (tmp_path / "eth0.json").write_text("{")
     with pytest.raises(FastsocketError, match="cannot be read"):
