@@ -182,6 +182,24 @@ def test_a_rounded_value_restores_everything(tg3: FakeHost, store: Store) -> Non
     assert tg3.values == before
 
 
+@pytest.mark.parametrize("works", [0, 2])
+def test_a_full_disk_restores_everything(
+    works: int, tg3: FakeHost, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is written before the first change and after the last: two syncs each."""
+    before, left = dict(tg3.values), iter(range(works, -1, -1))
+
+    def fsync(descriptor: int) -> None:
+        if next(left, 1) == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(FastsocketError, match=r"eth0.json cannot be written; No space left"):
+        run(tg3, store)
+    assert tg3.values == before and bool(tg3.writes) == (works > 0)
+    assert store.load("eth0") is None
+
+
 def test_what_cannot_be_restored_is_said_and_kept(tg3: FakeHost, store: Store) -> None:
     before = dict(tg3.values)
     run(tg3, store)
@@ -310,11 +328,13 @@ def test_preview_says_what_undo_does(tg3: FakeHost, store: Store) -> None:
 
 def test_preview_leaves_out_queues_that_come_back(store: Store) -> None:
     host = FakeHost(load_facts(GOLDEN / "isolated-and-offline.json"))
+    host.values[Setting("rps", "eth0", "14")] = "0"
     run(host, store)
     lines = preview(host, store, "eth0", force=False)
     assert lines[Setting("channels", "eth0", "combined")] == "16"
-    # XPS of queue 15 was set; its RPS and RFS were off.
+    # XPS of queue 15 was set; its RPS and RFS were off. RPS of queue 14 went to CPU 0.
     assert lines[Setting("xps", "eth0", "15")] == "15"
+    assert lines[Setting("rps", "eth0", "14")] == "0"
     assert not {Setting("rps", "eth0", "15"), Setting("rfs", "eth0", "15")} & lines.keys()
 
 

@@ -148,7 +148,7 @@ def collect_nic(name: str, root: Path = Path("/")) -> Nic:
             ),
             lower=tuple(sorted(path.name[6:] for path in base.glob("lower_*"))),
             bond=_bond(base),
-            writable=_is_ours(base / "mtu"),
+            writable=_is_ours(base / "mtu") and _first_user_namespace(root),
         )
 
 
@@ -283,6 +283,15 @@ def _ownership(root: Path) -> Ownership:
         # only, netns_core_table in each.
         host_namespace=(root / "proc/sys/net/core/netdev_max_backlog").exists(),
     )
+
+
+def _first_user_namespace(root: Path) -> bool:
+    """Whether root here is root of the host.
+
+    store_rps_map() and xps_cpus_store() of the kernel want CAP_NET_ADMIN there, whoever owns the
+    network namespace.
+    """
+    return read_text(root / "proc/self/uid_map").split() == ["0", "0", str(2**32 - 1)]
 
 
 def _is_ours(path: Path) -> bool:

@@ -140,7 +140,8 @@ def _not_ours(facts: HostFacts, line: Change) -> Note | None:
     )
     if nic is not None and sets_queues and not nic.writable:
         what = f"queues of {setting.interface} are not ours to set"
-        return Note("warning", what, "/sys is read-only", where)
+        why = "/sys is read-only, or the container has users of its own"
+        return Note("warning", what, why, where)
     if setting.kind == "rfs" and not facts.owns.host_namespace:
         return Note("warning", "RFS is not ours", "its table belongs to the host", where)
     if setting.kind == "notrack" and not facts.netfilter.can_notrack:

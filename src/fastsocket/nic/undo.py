@@ -12,7 +12,7 @@ from fastsocket.nic.restore import Outcome, Progress, foreign_settings, restore,
 __all__ = ["preview", "still_there", "undo", "undo_locked"]
 
 # What queues that come back with the channels begin with: no RPS, no RFS, no XPS.
-_FRESH = frozenset({"", "0"})
+_FRESH = {"rps": "", "rfs": "0", "xps": ""}
 
 
 def undo(
@@ -75,7 +75,7 @@ def preview(host: Host, store: Store, target: str, *, force: bool) -> dict[Setti
         setting: value
         for setting, value in values.items()
         if setting not in keep and now[setting] != value
-        if now[setting] is not None or value not in _FRESH
+        if now[setting] is not None or value != _FRESH.get(setting.kind)
     }
 
 
