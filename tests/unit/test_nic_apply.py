@@ -11,7 +11,7 @@ from nic_fake import FakeHost
 from fastsocket.errors import ConflictError, FastsocketError, MissingFeatureError
 from fastsocket.nic.apply import Applied, apply
 from fastsocket.nic.changes import Plan, Request, Setting
-from fastsocket.nic.facts import HostFacts, load_facts
+from fastsocket.nic.facts import HostFacts, Netfilter, load_facts
 from fastsocket.nic.journal import Journal, Store
 from fastsocket.nic.plan import make_plan
 from fastsocket.nic.undo import preview, undo
@@ -275,9 +275,12 @@ def test_after_a_hot_plug_only_the_rest_is_restored(tg3: FakeHost, store: Store)
     assert fresh.values == before
 
 
-def test_a_shared_sysctl_goes_back_with_the_last(tmp_path: Path) -> None:
+def test_what_two_cards_share_goes_back_with_the_last(tmp_path: Path) -> None:
+    ports, shared = {"eth0": (80,), "eth1": (443,)}, Setting("notrack", "", "ports")
     for order in (("eth0", "eth1"), ("eth1", "eth0")):
+        tracked = Netfilter(conntrack=True, can_notrack=True)
         facts = load_facts(GOLDEN / "bond-of-2.json")
+        facts = msgspec.structs.replace(facts, netfilter=tracked)
         store = Store(tmp_path / order[0])
         host = FakeHost(facts)
         before = dict(host.values)
@@ -285,14 +288,16 @@ def test_a_shared_sysctl_goes_back_with_the_last(tmp_path: Path) -> None:
         def make(target: str, host: FakeHost = host) -> tuple[HostFacts, Plan]:
             now = host.now()
             facts = msgspec.structs.replace(now, target=target, nics=(now.nic(target),))
-            return facts, make_plan(facts, Request("short"))
+            return facts, make_plan(facts, Request("short", ports[target]))
 
         for name in ("eth0", "eth1"):
             apply(host, store, name, lambda name=name: make(name))  # type: ignore[misc]
-        undo(host, store, order[0])
+        assert host.values[shared] == "80,443"
+        first = undo(host, store, order[0])
         assert host.values[Setting("sysctl", "", "net.core.somaxconn")] == "16384"
-        undo(host, store, order[1])
+        last = undo(host, store, order[1])
         assert host.values == before
+        assert first is not None and last is not None and first.foreign == last.foreign == {}
 
 
 def test_a_member_of_a_bond_belongs_to_the_bond(store: Store) -> None:

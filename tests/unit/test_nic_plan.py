@@ -230,6 +230,15 @@ def test_what_only_root_sees_is_said() -> None:
     assert "netfilter: not seen without root and nft" in facts_text(hidden)
 
 
+def test_ports_without_tracking_add_up() -> None:
+    facts = load_facts(GOLDEN / "igb-4-cores-firewall.json")
+    there = msgspec.structs.replace(facts.netfilter, notrack_ports=(80, 443), can_notrack=True)
+    tracked = msgspec.structs.replace(facts, netfilter=there)
+    for ports, wanted in (((), []), ((443,), []), ((8080, 443), ["80,443,8080"])):
+        lines = make_plan(tracked, Request(ports=ports)).changes
+        assert [line.new for line in lines if line.setting.kind == "notrack"] == wanted
+
+
 def test_kinds_can_be_left_out() -> None:
     facts = load_facts(GOLDEN / "tg3-8-cores.json")
     kinds = {line.setting.kind for line in make_plan(facts, Request(skip=("irq", "ring"))).changes}

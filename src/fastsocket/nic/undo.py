@@ -41,10 +41,10 @@ def undo_locked(
     if journal is None:
         store.remove(target)
         return Outcome(gone=lost)
+    _hand_over(store, journal)
     keep = {} if force else foreign_settings(host, journal)
     journal.state = "undoing"
     store.save(journal)
-    _hand_over(store, journal)
     values = {Setting.parse(key): value for key, value in journal.before.items()}
     outcome = restore(host, values, keep, progress)
     outcome.gone = [one for one in outcome.gone if str(one) in recorded.wanted]
