@@ -127,7 +127,7 @@ def test_settings_to_fix_do_not_change_the_verdict(host: dict, load: dict, name:
 
 
 def test_invisible_netfilter_is_unknown_and_unlimited_files_are_good() -> None:
-    diagnosis = judge({"tables": None, "conntrack": None, "nofile": -1})
+    diagnosis = judge({"tables": None, "nofile": -1})
     assert grade(diagnosis, "netfilter") is Grade.UNKNOWN
     assert grade(diagnosis, "open-files") is Grade.GOOD
 

@@ -153,8 +153,9 @@ def _netfilter(host: HostFacts) -> Check:
     if tables:
         why = "each packet walks the rules"
         return Check("netfilter", Grade.FIX, f"tables {tables}", why, "remove rules not needed")
-    if host.tables is None and host.conntrack is None:
-        return Check("netfilter", Grade.UNKNOWN, "not visible", "nftables may be active")
+    if host.tables is None:
+        found = "no connection tracked, tables not visible"
+        return Check("netfilter", Grade.UNKNOWN, found, "rules may be active", "run doctor as root")
     return Check("netfilter", Grade.GOOD, "no connection tracked", "no such table is shared")
 
 
