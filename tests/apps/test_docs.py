@@ -68,7 +68,7 @@ STAND_INS = [
     (r"(LD_PRELOAD=\S+ \S+) nginx", r"\1 nginx -v"),
     (r"-- haproxy .*", "-- haproxy -v"),
     (r"--seconds 10\b", "--seconds 0.2"),
-    (r"(doctor)(?!.*--seconds)", r"\1 --seconds 0.2"),
+    (r"(doctor)(?!.*--(seconds|facts))", r"\1 --seconds 0.2"),
     (r"--duration 10s", "--duration 1s"),
     (r"-t 5 -W 1", "-t 0.2 -W 0"),
     (r'eval "\$\((.* zsh)\)"', r"\1 > zsh.txt"),  # bash could not evaluate it

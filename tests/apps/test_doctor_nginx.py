@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fastsocket.host.doctor import Grade, diagnose
-from fastsocket.host.sample import host_facts, load_between, read_counters, server_facts
+from fastsocket.host.load import load_between, read_counters
+from fastsocket.host.sample import host_facts, server_facts
 
 pytestmark = [
     pytest.mark.apps,

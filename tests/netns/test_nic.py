@@ -141,6 +141,7 @@ def test_show_saves_facts_that_plan_replays(namespace: Namespace, tmp_path: Path
     saved = tmp_path / "facts.json"
     shown = namespace.json("show", "-i", "v0", "--save", str(saved))
     assert shown["nics"][0]["driver"] == "veth"  # type: ignore[index]
+    assert 0 < shown["load"]["busy"] <= 1  # type: ignore[index]
     assert not shown["owns"]["host_namespace"]  # type: ignore[index]
     replayed = subprocess.run(
         [sys.executable, "-c", CLI, "nic", "plan", "--facts", str(saved), "--json"],
@@ -169,6 +170,25 @@ def test_read_only_sysfs_is_said(namespace: Namespace) -> None:
     assert namespace.nic("undo", "-i", "v0").returncode == 0
 
 
+def test_a_container_with_users_of_its_own(tmp_path: Path) -> None:
+    counts = "numtxqueues 2 numrxqueues 4"
+    script = (
+        f"ip link add v0 {counts} type veth peer name v1 {counts} && ip link set v0 up &&"
+        " mount -t sysfs none /sys && "
+        f"'{sys.executable}' -c '{CLI}' nic apply -i v0 --state '{tmp_path}' && "
+        "cat /proc/sys/net/core/somaxconn"
+    )
+    done = subprocess.run(
+        ["unshare", "-Urnm", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")},
+    )
+    assert done.returncode == 0 and done.stdout.endswith("\n16384\n"), done.stderr
+    assert "or the container has users of its own" in done.stdout
+
+
 def test_read_only_sysctls_are_said(namespace: Namespace) -> None:
     script = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
     done = namespace.nic("plan", "-i", "v0", prefix=("sh", "-c", script, "sh"))
@@ -179,10 +199,7 @@ def test_read_only_sysctls_are_said(namespace: Namespace) -> None:
     ("words", "prepare", "code", "message"),
     [
         (("show", "-i", "nope"), (), 2, "there is no interface nope; choose one of lo, v1, v0"),
-        (("plan", "-i", "v0", "--profile", "fast"), (), 2, "there is no profile fast"),
-        (("plan",), (), 2, "name an interface with -i, or saved facts with --facts"),
-        (("plan", "-i", "v0", "--cpus", "a-b"), (), 2, "a-b is no list of CPUs"),
-        (("plan", "--facts", "/dev/null"), (), 2, "/dev/null holds no host facts"),
+        (("undo", "-i", "nope"), (), 2, "there is no interface nope"),
         (("show", "-i", "v0", "--save", "/no/file"), (), 2, "/no/file cannot be written"),
         (("apply", "-i", "v0"), ("ip", "link", "set", "v0", "down"), 4, "v0 is down"),
     ],

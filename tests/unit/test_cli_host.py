@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The commands log, load, unload and doctor: documents, texts and exit codes."""
+"""The commands log, load, unload, doctor and nic plan: documents, texts and exit codes."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 
 from fastsocket import config
 from fastsocket.cli import log as log_command
+from fastsocket.cli.fold import fold
 from fastsocket.cli.main import main
 from fastsocket.host import params
 
 pytestmark = pytest.mark.unit
+
+HOST = str(Path(__file__).parents[1] / "golden/nic/ixgbe-24-cores-2-nodes.json")
 
 
 @pytest.fixture
@@ -79,6 +83,14 @@ def test_dry_runs(run: Path, out: Callable[..., str]) -> None:
         (["doctor", "0"], "0 is not in the range"),
         (["doctor", "4194305"], "no process 4194305"),
         (["doctor", "--seconds", "0"], "not in the range"),
+        (["doctor", "--facts", "/dev/null"], "/dev/null holds no host facts"),
+        (["doctor", "--facts", HOST, "1"], "a recorded host cannot be watched"),
+        (["doctor", "-i", "nope"], "there is no interface nope; choose one of"),
+        (["doctor", "--measure", "1", "-i", "lo"], "one server at a time"),
+        (["nic", "plan"], "name an interface with -i, or saved facts with --facts"),
+        (["nic", "plan", "--facts", "/dev/null"], "/dev/null holds no host facts"),
+        (["nic", "plan", "--facts", HOST, "--profile", "fast"], "there is no profile fast"),
+        (["nic", "plan", "--facts", HOST, "--cpus", "a-b"], "a-b is no list of CPUs"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(
@@ -98,6 +110,29 @@ def test_doctor(out: Callable[..., str]) -> None:
     assert "Would Fastsocket help this host?" in text
     document = json.loads(out("doctor", "--seconds", "0.1", "--json"))
     assert document["verdict"] in ("yes", "perhaps", "unlikely")
-    assert {check["name"] for check in document["checks"]} >= {"cores", "kernel-share"}
+    assert {check["name"] for check in document["checks"]} >= {"cores", "kernel-share", "card"}
     assert document["server"] is None
     assert document["load"]["seconds"] >= 0.1
+
+
+def test_doctor_of_a_recorded_host(
+    out: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads(out("doctor", "--facts", HOST, "--json"))
+    assert document["verdict"] == "yes" and document["host"]["cpus"] == 24
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = out("doctor", "--facts", HOST).splitlines()
+    assert "Would Fastsocket help the recorded host? Yes." in lines
+    assert max(map(len, lines)) <= 80 and lines[1] == " " * 27 + "sockets stop scaling"
+
+
+@pytest.mark.parametrize(("columns", "lines"), [("", 1), ("80", 2), ("9", 4)])
+def test_long_lines_are_folded_for_a_terminal(
+    columns: str, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    text = "  why:  " + "twelve words " * 7 + "/a/path/that/is/not/torn/apart"
+    folded = fold(f"head\n{text}")
+    first, *rest = folded.split("\n")[1:]
+    assert " ".join([first, *(line.strip() for line in rest)]) == text
+    assert len(rest) == lines - 1 and all(re.match(r" {8}\S", line) for line in rest)

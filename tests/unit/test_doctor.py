@@ -12,15 +12,8 @@ import pytest
 from fastsocket.errors import UsageError
 from fastsocket.host.doctor import Diagnosis, Grade, Verdict, diagnose
 from fastsocket.host.limits import CpuLimits
-from fastsocket.host.sample import (
-    HostFacts,
-    Load,
-    ServerFacts,
-    host_facts,
-    load_between,
-    read_counters,
-    server_facts,
-)
+from fastsocket.host.load import Load, load_between, read_counters
+from fastsocket.host.sample import HostFacts, ServerFacts, host_facts, server_facts
 
 pytestmark = pytest.mark.unit
 
@@ -134,7 +127,7 @@ def test_settings_to_fix_do_not_change_the_verdict(host: dict, load: dict, name:
 
 
 def test_invisible_netfilter_is_unknown_and_unlimited_files_are_good() -> None:
-    diagnosis = judge({"tables": None, "conntrack": None, "nofile": -1})
+    diagnosis = judge({"tables": None, "nofile": -1})
     assert grade(diagnosis, "netfilter") is Grade.UNKNOWN
     assert grade(diagnosis, "open-files") is Grade.GOOD
 

@@ -11,7 +11,7 @@ from nic_fake import FakeHost
 from fastsocket.errors import ConflictError, FastsocketError, MissingFeatureError
 from fastsocket.nic.apply import Applied, apply
 from fastsocket.nic.changes import Plan, Request, Setting
-from fastsocket.nic.facts import HostFacts, load_facts
+from fastsocket.nic.facts import HostFacts, Netfilter, load_facts
 from fastsocket.nic.journal import Journal, Store
 from fastsocket.nic.plan import make_plan
 from fastsocket.nic.undo import preview, undo
@@ -182,6 +182,24 @@ def test_a_rounded_value_restores_everything(tg3: FakeHost, store: Store) -> Non
     assert tg3.values == before
 
 
+@pytest.mark.parametrize("works", [0, 2])
+def test_a_full_disk_restores_everything(
+    works: int, tg3: FakeHost, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is written before the first change and after the last: two syncs each."""
+    before, left = dict(tg3.values), iter(range(works, -1, -1))
+
+    def fsync(descriptor: int) -> None:
+        if next(left, 1) == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(FastsocketError, match=r"eth0.json cannot be written; No space left"):
+        run(tg3, store)
+    assert tg3.values == before and bool(tg3.writes) == (works > 0)
+    assert store.load("eth0") is None
+
+
 def test_what_cannot_be_restored_is_said_and_kept(tg3: FakeHost, store: Store) -> None:
     before = dict(tg3.values)
     run(tg3, store)
@@ -257,9 +275,12 @@ def test_after_a_hot_plug_only_the_rest_is_restored(tg3: FakeHost, store: Store)
     assert fresh.values == before
 
 
-def test_a_shared_sysctl_goes_back_with_the_last(tmp_path: Path) -> None:
+def test_what_two_cards_share_goes_back_with_the_last(tmp_path: Path) -> None:
+    ports, shared = {"eth0": (80,), "eth1": (443,)}, Setting("notrack", "", "ports")
     for order in (("eth0", "eth1"), ("eth1", "eth0")):
+        tracked = Netfilter(conntrack=True, can_notrack=True)
         facts = load_facts(GOLDEN / "bond-of-2.json")
+        facts = msgspec.structs.replace(facts, netfilter=tracked)
         store = Store(tmp_path / order[0])
         host = FakeHost(facts)
         before = dict(host.values)
@@ -267,14 +288,16 @@ def test_a_shared_sysctl_goes_back_with_the_last(tmp_path: Path) -> None:
         def make(target: str, host: FakeHost = host) -> tuple[HostFacts, Plan]:
             now = host.now()
             facts = msgspec.structs.replace(now, target=target, nics=(now.nic(target),))
-            return facts, make_plan(facts, Request("short"))
+            return facts, make_plan(facts, Request("short", ports[target]))
 
         for name in ("eth0", "eth1"):
             apply(host, store, name, lambda name=name: make(name))  # type: ignore[misc]
-        undo(host, store, order[0])
+        assert host.values[shared] == "80,443"
+        first = undo(host, store, order[0])
         assert host.values[Setting("sysctl", "", "net.core.somaxconn")] == "16384"
-        undo(host, store, order[1])
+        last = undo(host, store, order[1])
         assert host.values == before
+        assert first is not None and last is not None and first.foreign == last.foreign == {}
 
 
 def test_a_member_of_a_bond_belongs_to_the_bond(store: Store) -> None:
@@ -306,6 +329,18 @@ def test_preview_says_what_undo_does(tg3: FakeHost, store: Store) -> None:
     count = len(tg3.writes)
     assert lines[Setting("coalesce", "eth0", "rx-usecs")] == "20"
     assert len(tg3.writes) == count
+
+
+def test_preview_leaves_out_queues_that_come_back(store: Store) -> None:
+    host = FakeHost(load_facts(GOLDEN / "isolated-and-offline.json"))
+    host.values[Setting("rps", "eth0", "14")] = "0"
+    run(host, store)
+    lines = preview(host, store, "eth0", force=False)
+    assert lines[Setting("channels", "eth0", "combined")] == "16"
+    # XPS of queue 15 was set; its RPS and RFS were off. RPS of queue 14 went to CPU 0.
+    assert lines[Setting("xps", "eth0", "15")] == "15"
+    assert lines[Setting("rps", "eth0", "14")] == "0"
+    assert not {Setting("rps", "eth0", "15"), Setting("rfs", "eth0", "15")} & lines.keys()
 
 
 def test_a_damaged_journal_is_said(store: Store, tmp_path: Path, tg3: FakeHost) -> None:

@@ -12,10 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fastsocket.cli.doctor import diagnosis_text
+from fastsocket.host.doctor import diagnose
 from fastsocket.nic.changes import Request
 from fastsocket.nic.facts import HostFacts, load_facts
 from fastsocket.nic.plan import make_plan
 from fastsocket.nic.text import facts_text, plan_text
+from fastsocket.nic.verdict import card_check, recorded_settings
 
 pytestmark = pytest.mark.golden
 
@@ -42,6 +45,18 @@ def expected(host: str, profile: str) -> Path:
 def planned(host: str, profile: str) -> str:
     facts = load_facts(GOLDEN / f"{host}.json")
     return plan_text(make_plan(facts, Request(profile, PORTS))) + "\n"
+
+
+def judged(host: str) -> str:
+    facts = load_facts(GOLDEN / f"{host}.json")
+    settings = recorded_settings(facts)
+    found = diagnose(settings, facts.load, None, (card_check(facts),))
+    return diagnosis_text(found, "the recorded host") + "\n"
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_verdict_is_the_reviewed_one(host: str) -> None:
+    assert judged(host) == (GOLDEN / f"{host}.doctor.txt").read_text()
 
 
 @pytest.mark.parametrize(("host", "profile"), CASES)
@@ -91,3 +106,5 @@ def test_facts_are_shown(host: str) -> None:
 if __name__ == "__main__":
     for one, kind in CASES:
         expected(one, kind).write_text(planned(one, kind))
+    for one in HOSTS:
+        (GOLDEN / f"{one}.doctor.txt").write_text(judged(one))

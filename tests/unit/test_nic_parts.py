@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Flow rules in the kernel's layout, irqbalance's socket, and the systemd unit."""
+"""Flow rules in the kernel's layout, irqbalance's socket, the default route, the systemd unit."""
 
 import configparser
 import os
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fastsocket.nic.ethtool import FlowRule, pack_rule, unpack_rule
 from fastsocket.nic.irqbalance import ban, find_irqbalance
+from fastsocket.nic.verdict import default_interface
 
 pytestmark = pytest.mark.unit
 
@@ -108,6 +109,27 @@ def test_irqbalance_without_a_socket_is_still_seen(tmp_path: Path) -> None:
     (tmp_path / "proc/5").mkdir(parents=True)
     (tmp_path / "proc/5/comm").write_text("irqbalance\n")
     assert find_irqbalance(tmp_path).pid == 5 and find_irqbalance(tmp_path).socket == ""
+
+
+def test_the_default_route_of_least_metric_names_the_card(tmp_path: Path) -> None:
+    assert default_interface(tmp_path) == ""
+    net = tmp_path / "proc/net"
+    net.mkdir(parents=True)
+    zeros = "0" * 32
+    (net / "ipv6_route").write_text(
+        f"fe80{zeros[4:]} 40 {zeros} 00 {zeros} 00000100 00000001 00000000 00000001     eth9\n"
+        f"{zeros} 00 {zeros} 00 {zeros} ffffffff 00000001 00000000 00200200       lo\n"
+        f"{zeros} 00 {zeros} 00 fe80{zeros[4:]} 00000400 00000001 00000000 00000003     eth6\n"
+    )
+    assert default_interface(tmp_path) == "eth6"
+    (net / "route").write_text(
+        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
+        "wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0\n"
+        "eth0\t00000000\t0100A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
+        "eth1\t00000000\t0100A8C0\t0002\t0\t0\t50\t00000000\t0\t0\t0\n"
+        "eth2\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"
+    )
+    assert default_interface(tmp_path) == "eth0"
 
 
 def test_the_unit_calls_commands_that_exist() -> None:

@@ -16,12 +16,22 @@ from fastsocket.host.cpulist import format_list, parse_list
 from fastsocket.host.topology import Cpu, Topology
 from fastsocket.nic.apply import apply
 from fastsocket.nic.changes import ORDER, Plan, Request
-from fastsocket.nic.facts import Counts, HostFacts, Irqbalance, Nic, RxQueue, TxQueue, load_facts
+from fastsocket.nic.facts import (
+    Counts,
+    HostFacts,
+    Irqbalance,
+    Netfilter,
+    Nic,
+    RxQueue,
+    TxQueue,
+    load_facts,
+)
 from fastsocket.nic.irqs import assign_queues
 from fastsocket.nic.journal import Store
 from fastsocket.nic.plan import choose_cpus, lay_out_cards, make_plan
 from fastsocket.nic.profiles import PROFILES
 from fastsocket.nic.restore import silent
+from fastsocket.nic.text import facts_text
 
 pytestmark = pytest.mark.unit
 
@@ -204,6 +214,29 @@ def test_cpus_of_the_user_are_kept() -> None:
     facts = load_facts(GOLDEN / "i40e-32-cores-2-nodes.json")
     (layout,) = lay_out_cards(facts, Request(cpus=(16, 17, 48)))
     assert layout.channels == {"combined": 3} and layout.rx == [16, 17, 48]
+
+
+def test_what_only_root_sees_is_said() -> None:
+    facts = load_facts(GOLDEN / "tg3-8-cores.json")
+    hidden = msgspec.structs.replace(
+        facts, netfilter=Netfilter(visible=False), irqbalance=Irqbalance(7, refused=True)
+    )
+    plan = make_plan(hidden, Request())
+    assert [note.why for note in plan.notes] == [
+        "that needs root and the nft command",
+        "that needs root",
+    ]
+    assert plan.changes == make_plan(facts, Request()).changes
+    assert "netfilter: not seen without root and nft" in facts_text(hidden)
+
+
+def test_ports_without_tracking_add_up() -> None:
+    facts = load_facts(GOLDEN / "igb-4-cores-firewall.json")
+    there = msgspec.structs.replace(facts.netfilter, notrack_ports=(80, 443), can_notrack=True)
+    tracked = msgspec.structs.replace(facts, netfilter=there)
+    for ports, wanted in (((), []), ((443,), []), ((8080, 443), ["80,443,8080"])):
+        lines = make_plan(tracked, Request(ports=ports)).changes
+        assert [line.new for line in lines if line.setting.kind == "notrack"] == wanted
 
 
 def test_kinds_can_be_left_out() -> None:

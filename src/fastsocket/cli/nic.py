@@ -4,18 +4,22 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from fastsocket.cli.fold import fold
 from fastsocket.errors import MissingFeatureError, UsageError
 from fastsocket.host.cpulist import parse_list
-from fastsocket.nic.changes import ORDER, Plan, Request, Setting
+from fastsocket.nic.changes import COMING, ORDER, Plan, Request, Setting
 from fastsocket.nic.facts import HostFacts, load_facts, save_facts
 from fastsocket.nic.plan import make_plan
 from fastsocket.nic.profiles import PROFILES
 from fastsocket.nic.text import facts_text, plan_text
+
+if TYPE_CHECKING:
+    from fastsocket.nic.journal import Store
 
 __all__ = ["command"]
 
@@ -180,13 +184,15 @@ def undo(
     host, store = LiveHost(), Store.of_namespace(state)
     if dry_run:
         lines = preview(host, store, interface, force=force)
+        if not lines:
+            _check_known(store, interface)
         _print(
             {"dry_run": True, "restore": {str(one): value for one, value in lines.items()}}
             if as_json
             else None,
             lambda: (
                 "\n".join(
-                    f"{one.what}: {host.read(one) or 'none'} -> {value or 'none'}"
+                    f"{one.what}: {_now(host.read(one))} -> {value or 'none'}"
                     for one, value in lines.items()
                 )
                 or f"nothing to undo for {interface}"
@@ -195,6 +201,8 @@ def undo(
         return
     _need_root()
     outcome = undo_plan(host, store, interface, force=force, progress=_say(context))
+    if outcome is None:
+        _check_known(store, interface)
     document = {
         "dry_run": False,
         "restored": [str(one) for one in outcome.restored] if outcome else [],
@@ -234,6 +242,18 @@ def _collect(interface: str) -> HostFacts:
     return collect(interface)
 
 
+def _check_known(store: "Store", interface: str) -> None:
+    """Raise `UsageError` where a plan was never applied and there is no such interface either."""
+    from fastsocket.nic.collect import check_known
+
+    if store.load(interface) is None:
+        check_known(interface)
+
+
+def _now(value: str | None) -> str:
+    return COMING if value is None else value or "none"
+
+
 def _need_root() -> None:
     if os.geteuid() != 0:
         raise MissingFeatureError(
@@ -254,6 +274,6 @@ def _say(context: click.Context) -> Callable[[Setting, str], None]:
 
 def _print(document: Any, text: Callable[[], str]) -> None:
     if document is None:
-        click.echo(text())
+        click.echo(fold(text()))
     else:
         click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1).decode())

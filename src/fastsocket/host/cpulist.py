@@ -11,6 +11,7 @@ __all__ = ["format_list", "format_mask", "online_cpus", "parse_list", "parse_mas
 
 _ONLINE = Path("/sys/devices/system/cpu/online")
 _GROUP_BITS = 32
+_MOST = 65535  # CPUs are numbered below 8192 on every kernel; lists of ports have this form, too
 
 
 def parse_list(text: str) -> tuple[int, ...]:
@@ -24,6 +25,8 @@ def parse_list(text: str) -> tuple[int, ...]:
         if not part:
             continue
         first, _, last = part.partition("-")
+        if int(last or first) > _MOST:
+            raise ValueError(f"{part} is out of range")
         cpus.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(cpus))
 

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
-from fastsocket.host.sample import HostFacts, Load, ServerFacts
+from fastsocket.host.load import Load
+from fastsocket.host.sample import HostFacts, ServerFacts
 
 __all__ = ["Check", "Diagnosis", "Grade", "Verdict", "diagnose"]
 
@@ -59,12 +60,17 @@ class Diagnosis(msgspec.Struct, frozen=True):
     checks: tuple[Check, ...]
 
 
-def diagnose(host: HostFacts, load: Load, server: ServerFacts | None) -> Diagnosis:
-    """Say whether Fastsocket would help a host, or one server on it, and why."""
+def diagnose(
+    host: HostFacts, load: Load, server: ServerFacts | None, more: tuple[Check, ...] = ()
+) -> Diagnosis:
+    """Say whether Fastsocket would help a host, or one server on it, and why.
+
+    `more` are further checks of settings, which like the host's do not change the verdict.
+    """
     suited = [_cores(host), _kernel_share(load), _short(load)]
     if server is not None:
         suited += [_epoll(server), _workers(server)]
-    checks = [*suited, _quota(host), _netfilter(host), _nofile(host), _somaxconn(host, load)]
+    checks = [*suited, _quota(host), _netfilter(host), _nofile(host), _somaxconn(host, load), *more]
     poor = [check for check in suited if check.grade is Grade.POOR]
     unknown = [check for check in suited if check.grade is Grade.UNKNOWN]
     if not poor and not unknown:
@@ -141,14 +147,15 @@ def _netfilter(host: HostFacts) -> Check:
     tables = ", ".join(host.tables or ())
     if host.conntrack:
         found = f"{host.conntrack} connections tracked" + (f", tables {tables}" if tables else "")
-        todo = "exempt the served ports: rule 'notrack' in the raw table"
+        todo = "exempt the served ports: 'fastsocket nic apply -i IF --port PORT'"
         why = "each connection costs an entry in a table that all CPUs share"
         return Check("netfilter", Grade.FIX, found, why, todo)
     if tables:
         why = "each packet walks the rules"
         return Check("netfilter", Grade.FIX, f"tables {tables}", why, "remove rules not needed")
-    if host.tables is None and host.conntrack is None:
-        return Check("netfilter", Grade.UNKNOWN, "not visible", "nftables may be active")
+    if host.tables is None:
+        found = "no connection tracked, tables not visible"
+        return Check("netfilter", Grade.UNKNOWN, found, "rules may be active", "run doctor as root")
     return Check("netfilter", Grade.GOOD, "no connection tracked", "no such table is shared")
 
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `doctor` looks at: counters of the host over a short time, and the state of one server.
+"""What `doctor` looks at: the settings of the host, and the state of one server.
 
-The text parsers and `host_facts` read below a root folder, so that recorded hosts serve as tests.
+`host_facts` reads below a root folder, so that recorded hosts serve as tests.
 """
 
 import contextlib
 import os
 import resource
-import time
 from pathlib import Path
 
 import msgspec
@@ -17,49 +16,9 @@ from fastsocket.errors import MissingFeatureError, UsageError
 from fastsocket.host.limits import CpuLimits, live_limits
 from fastsocket.host.topology import read_topology
 
-__all__ = [
-    "Counters",
-    "HostFacts",
-    "Load",
-    "ServerFacts",
-    "host_facts",
-    "load_between",
-    "read_counters",
-    "server_facts",
-    "take_load",
-]
+__all__ = ["HostFacts", "ServerFacts", "host_facts", "server_facts"]
 
-_STAT = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _TCP_LISTEN = "0A"  # in /proc/net/tcp, include/net/tcp_states.h
-
-
-class Counters(msgspec.Struct, frozen=True):
-    """Counters that only grow: CPU time in ticks by kind, and TCP's by name."""
-
-    cpu: dict[str, int]
-    tcp: dict[str, int]
-
-
-class Load(msgspec.Struct, frozen=True):
-    """What the host did over some seconds.
-
-    Attributes:
-        seconds: How long it was watched.
-        busy: Part of all CPU time that was not idle, 0 to 1.
-        softirq: Part of the busy time in softirq, where packets are received, 0 to 1.
-        system: Part of the busy time in system calls, 0 to 1.
-        connections: Connections opened, from here and from elsewhere, a second.
-        segments: TCP segments sent and received for each of them, None without any.
-        overflows: Connections that found a full accept queue, a second.
-    """
-
-    seconds: float
-    busy: float
-    softirq: float
-    system: float
-    connections: float
-    segments: float | None
-    overflows: float
 
 
 class HostFacts(msgspec.Struct, frozen=True):
@@ -110,46 +69,6 @@ class ServerFacts(msgspec.Struct, frozen=True):
     sharers: int
     epoll: int
     nonblocking: bool | None
-
-
-def read_counters(root: Path = Path("/"), pid: int | None = None) -> Counters:
-    """Return the counters now; TCP's are those of the network namespace of a process."""
-    first = (root / "proc/stat").read_text().splitlines()[0].split()
-    net = root / "proc" / (str(pid) if pid else "self") / "net"
-    tcp: dict[str, int] = {}
-    for name in ("snmp", "netstat"):
-        lines = (net / name).read_text().splitlines()
-        for heads, values in zip(lines[::2], lines[1::2], strict=True):
-            group, *keys = heads.split()
-            if group in ("Tcp:", "TcpExt:"):
-                tcp.update(zip(keys, map(int, values.split()[1:]), strict=True))
-    return Counters(dict(zip(_STAT, map(int, first[1:9]), strict=True)), tcp)
-
-
-def load_between(before: Counters, after: Counters, seconds: float) -> Load:
-    """Return the load between two readings that lie some seconds apart."""
-    cpu = {key: after.cpu[key] - before.cpu[key] for key in _STAT}
-    tcp = {key: after.tcp.get(key, 0) - value for key, value in before.tcp.items()}
-    total = sum(cpu.values())
-    busy = total - cpu["idle"] - cpu["iowait"]
-    opened = tcp["PassiveOpens"] + tcp["ActiveOpens"]
-    segments = tcp["InSegs"] + tcp["OutSegs"]
-    return Load(
-        seconds=seconds,
-        busy=busy / total if total > 0 else 0.0,
-        softirq=cpu["softirq"] / busy if busy > 0 else 0.0,
-        system=cpu["system"] / busy if busy > 0 else 0.0,
-        connections=opened / seconds,
-        segments=segments / opened if opened > 0 else None,
-        overflows=tcp.get("ListenOverflows", 0) / seconds,
-    )
-
-
-def take_load(seconds: float, pid: int | None = None) -> Load:
-    """Watch this host for some seconds."""
-    before, start = read_counters(pid=pid), time.monotonic()
-    time.sleep(seconds)
-    return load_between(before, read_counters(pid=pid), time.monotonic() - start)
 
 
 def host_facts(

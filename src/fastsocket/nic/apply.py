@@ -127,11 +127,11 @@ class _Work:
         self._store.save(fresh)
         try:
             self._write(before)
+            fresh.after = {str(setting): value for setting, value in self._snapshot().items()}
+            fresh.state = "applied"
+            self._store.save(fresh)
         except (FastsocketError, KeyboardInterrupt) as error:
             self._roll_back(journal, before, error)
-        fresh.after = {str(setting): value for setting, value in self._snapshot().items()}
-        fresh.state = "applied"
-        self._store.save(fresh)
 
     def _snapshot(self) -> dict[Setting, str]:
         """Return the values of all settings of the cards, and of those that the plan names."""

@@ -13,6 +13,8 @@ from typing import Literal, TypeVar
 from fastsocket.errors import ConflictError, UsageError
 from fastsocket.host.cpulist import format_list, parse_list, parse_mask
 from fastsocket.host.files import read_number, read_text
+from fastsocket.host.limits import live_limits
+from fastsocket.host.load import mean_load
 from fastsocket.host.topology import read_topology
 from fastsocket.nic.ethtool import Ethtool
 from fastsocket.nic.facts import (
@@ -30,7 +32,7 @@ from fastsocket.nic.irqbalance import find_irqbalance
 from fastsocket.nic.irqs import assign_queues
 from fastsocket.nic.netfilter import read_netfilter
 
-__all__ = ["SYSCTLS", "collect", "collect_nic", "read_irqs"]
+__all__ = ["SYSCTLS", "check_known", "collect", "collect_nic", "read_irqs"]
 
 # What plan and doctor look at. One that a namespace or a kernel lacks is left out of the facts.
 SYSCTLS = (
@@ -63,7 +65,8 @@ def collect(target: str, root: Path = Path("/")) -> HostFacts:
         UsageError: There is no such interface.
         ConflictError: /sys belongs to another network namespace.
     """
-    _check_interface(target, root)
+    check_known(target)
+    _check_sysfs(target, root)
     nics: list[Nic] = []
     waiting = [target]
     while waiting and len(nics) < 1 << _MAX_DEPTH:
@@ -82,14 +85,20 @@ def collect(target: str, root: Path = Path("/")) -> HostFacts:
         irqbalance=find_irqbalance(root),
         softnet=_softnet(root),
         owns=_ownership(root),
-        open_files=_open_files(),
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        quota=live_limits().quota,
+        load=mean_load(root),
     )
 
 
-def _check_interface(name: str, root: Path) -> None:
+def check_known(name: str) -> None:
+    """Raise `UsageError` where this namespace has no such interface."""
     known = [other for _, other in socket.if_nameindex()]
     if name not in known:
         raise UsageError(f"there is no interface {name}", "", f"choose one of {', '.join(known)}")
+
+
+def _check_sysfs(name: str, root: Path) -> None:
     if read_number(root / f"sys/class/net/{name}/ifindex", 0) != socket.if_nametoindex(name):
         raise ConflictError(
             f"/sys does not show the interface {name}",
@@ -139,7 +148,7 @@ def collect_nic(name: str, root: Path = Path("/")) -> Nic:
             ),
             lower=tuple(sorted(path.name[6:] for path in base.glob("lower_*"))),
             bond=_bond(base),
-            writable=_is_ours(base / "mtu"),
+            writable=_is_ours(base / "mtu") and _first_user_namespace(root),
         )
 
 
@@ -276,6 +285,15 @@ def _ownership(root: Path) -> Ownership:
     )
 
 
+def _first_user_namespace(root: Path) -> bool:
+    """Whether root here is root of the host.
+
+    store_rps_map() and xps_cpus_store() of the kernel want CAP_NET_ADMIN there, whoever owns the
+    network namespace.
+    """
+    return read_text(root / "proc/self/uid_map").split() == ["0", "0", str(2**32 - 1)]
+
+
 def _is_ours(path: Path) -> bool:
     """Whether root, as this process's namespaces know it, may write the file."""
     try:
@@ -286,7 +304,3 @@ def _is_ours(path: Path) -> bool:
         return False
     # A file of the host's root shows the overflow user in a container with its own users.
     return found.st_uid == 0 and bool(found.st_mode & stat.S_IWUSR)
-
-
-def _open_files() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from fastsocket.errors import UsageError
+from fastsocket.host.load import Load
 from fastsocket.host.topology import Topology
 
 __all__ = [
@@ -135,6 +136,8 @@ class Netfilter(msgspec.Struct, frozen=True):
     """TCP ports that our own table exempts from tracking."""
     can_notrack: bool = False
     """The nft command is there."""
+    visible: bool = True
+    """nft listed its tables; without root or without nft there may be others than `tables`."""
 
 
 class Irqbalance(msgspec.Struct, frozen=True):
@@ -145,6 +148,8 @@ class Irqbalance(msgspec.Struct, frozen=True):
     """Path of its control socket; empty: it cannot be told anything."""
     banned: tuple[int, ...] = ()
     """Interrupts that it leaves alone at somebody's request."""
+    refused: bool = False
+    """It has a control socket, which only root may use."""
 
 
 class Softnet(msgspec.Struct, frozen=True):
@@ -185,6 +190,10 @@ class HostFacts(msgspec.Struct, frozen=True):
     owns: Ownership = Ownership()
     open_files: int = 0
     """Hard limit of open files of this process."""
+    quota: float | None = None
+    """CPU time that the control groups leave, as a number of CPUs."""
+    load: Load = Load()
+    """The mean since the host was started."""
     format: int = FORMAT
 
     def nic(self, name: str) -> Nic:
@@ -202,6 +211,11 @@ class HostFacts(msgspec.Struct, frozen=True):
     def cards(self) -> tuple[Nic, ...]:
         """The interfaces that hold queues: the target itself, or what a bond or VLAN stands on."""
         return tuple(nic for nic in self.nics if not nic.lower)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether the cards are those of a bond that uses only one of them at a time."""
+        return any(nic.bond and nic.bond.mode == "active-backup" for nic in self.nics)
 
 
 def save_facts(facts: HostFacts, path: Path) -> None:

@@ -46,8 +46,8 @@ def find_irqbalance(root: Path = Path("/")) -> Irqbalance:
         path = root / f"run/irqbalance/irqbalance{pid}.sock"
         try:
             return Irqbalance(pid, str(path), _banned(str(path)))
-        except OSError:
-            return Irqbalance(pid)
+        except OSError as error:
+            return Irqbalance(pid, refused=isinstance(error, PermissionError))
     return Irqbalance()
 
 

@@ -116,15 +116,25 @@ class Store:
         return [journal for journal in journals if journal is not None]
 
     def save(self, journal: Journal) -> None:
-        """Write a journal so that it is whole and on disk when this returns."""
+        """Write a journal so that it is whole and on disk when this returns.
+
+        Raises:
+            FastsocketError: The disk is full or read-only; the file is as it was before.
+        """
         path = self._path(journal.target)
         aside = path.with_suffix(".new")
-        with aside.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(journal), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        self._sync()
+        try:
+            with aside.open("wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(journal), indent=1))
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            self._sync()
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise FastsocketError(
+                f"{path} cannot be written", str(error.strerror), "make room, or use --state"
+            ) from error
 
     def remove(self, target: str) -> None:
         """Forget an interface."""

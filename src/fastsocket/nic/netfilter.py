@@ -43,8 +43,8 @@ def _nft(*arguments: str, text: str | None = None) -> str | None:
 def read_netfilter(root: Path = Path("/")) -> Netfilter:
     """Return what the network namespace of the caller has loaded."""
     tables: list[str] = []
-    listing = json.loads(_nft("-j", "list", "tables") or "{}")
-    for entry in listing.get("nftables", []):
+    listing = _nft("-j", "list", "tables")
+    for entry in json.loads(listing or "{}").get("nftables", []):
         if (table := entry.get("table")) and table["name"] != TABLE:
             tables.append(f"{table['family']} {table['name']}")
     for family, name in _LEGACY:
@@ -57,6 +57,7 @@ def read_netfilter(root: Path = Path("/")) -> Netfilter:
         tables=tuple(tables),
         notrack_ports=_notrack_ports(),
         can_notrack=shutil.which("nft") is not None,
+        visible=listing is not None,
     )
 
 

@@ -23,7 +23,6 @@ from fastsocket.nic.tuning import (
 
 __all__ = ["choose_cpus", "lay_out_cards", "make_plan"]
 
-_SINGLE_ACTIVE = "active-backup"
 _QUEUE_KINDS = frozenset({"irq", "irqbalance"})
 
 
@@ -82,7 +81,7 @@ def lay_out_cards(facts: HostFacts, request: Request) -> list[Layout]:
     """
     cpus = choose_cpus(facts, request)
     cards = [nic for nic in facts.cards if nic.kind in ("card", "virtual")]
-    one_at_a_time = any(nic.bond and nic.bond.mode == _SINGLE_ACTIVE for nic in facts.nics)
+    one_at_a_time = facts.one_at_a_time
     used: Counter[int] = Counter()
     layouts = []
     for nic in cards:
@@ -141,7 +140,8 @@ def _not_ours(facts: HostFacts, line: Change) -> Note | None:
     )
     if nic is not None and sets_queues and not nic.writable:
         what = f"queues of {setting.interface} are not ours to set"
-        return Note("warning", what, "/sys is read-only", where)
+        why = "/sys is read-only, or the container has users of its own"
+        return Note("warning", what, why, where)
     if setting.kind == "rfs" and not facts.owns.host_namespace:
         return Note("warning", "RFS is not ours", "its table belongs to the host", where)
     if setting.kind == "notrack" and not facts.netfilter.can_notrack:
@@ -169,8 +169,14 @@ def _notes(facts: HostFacts, request: Request, changes: bool) -> Iterator[Note]:
         what = f"connections are tracked ({netfilter.connections} now)"
         why = "tracking costs a lookup and a lock for each packet"
         yield Note("warning", what, why, "name the server's ports with --port")
-    if facts.irqbalance.pid and not facts.irqbalance.socket:
-        what = f"irqbalance (process {facts.irqbalance.pid}) cannot be told to leave interrupts"
+    if not netfilter.visible:
+        why = "that needs root and the nft command"
+        yield Note("info", "tables of netfilter and our notrack ports are not seen", why)
+    daemon = facts.irqbalance
+    if daemon.refused:
+        yield Note("info", f"irqbalance (process {daemon.pid}) was not asked", "that needs root")
+    elif daemon.pid and not daemon.socket:
+        what = f"irqbalance (process {daemon.pid}) cannot be told to leave interrupts"
         yield Note("warning", what, "its control socket is missing", "start it with --banirq")
     if 0 < facts.open_files < OPEN_FILES_LOW:
         what = f"only {facts.open_files} files can be open"

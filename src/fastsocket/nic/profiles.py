@@ -58,7 +58,7 @@ _ACCEPT = (
         "about 300 bytes of memory for each half-open connection",
     ),
 )
-_DEMUX = (
+_PATH = (
     Floor(
         "net.ipv4.ip_early_demux",
         1,
@@ -70,6 +70,12 @@ _DEMUX = (
         1,
         "Direct-TCP of today: one lookup for the socket and its route",
         "none for a server; a pure router is a little slower",
+    ),
+    Floor(
+        "net.core.skb_defer_max",
+        64,  # the kernel's own value since 39564c3fdc66 (v5.19)
+        "Skb-Pool of today: a buffer goes back to the CPU that took it, for the next packet there",
+        "up to 64 freed buffers a CPU wait for that CPU; half as many wake it by an interrupt",
     ),
 )
 _RECEIVE = (
@@ -95,19 +101,19 @@ PROFILES: dict[str, Profile] = {
         Profile(
             "short",
             "many short connections: web servers, APIs",
-            floors=_ACCEPT + _DEMUX + _RECEIVE,
+            floors=_ACCEPT + _PATH + _RECEIVE,
         ),
         Profile(
             "proxy",
             "short connections, each with one to a backend",
             slices=True,
-            floors=_ACCEPT + _DEMUX + _RECEIVE,
+            floors=_ACCEPT + _PATH + _RECEIVE,
         ),
         Profile(
             "long",
             "connections that live for minutes: websockets, databases, streams",
             flow_entries=32768,
-            floors=_ACCEPT + _DEMUX + _RECEIVE,
+            floors=_ACCEPT + _PATH + _RECEIVE,
         ),
         Profile(
             "latency",
@@ -117,7 +123,7 @@ PROFILES: dict[str, Profile] = {
             fixed_usecs=10,
             # A long ring under load is a long queue.
             rx_ring=0,
-            floors=_ACCEPT + _DEMUX + _RECEIVE,
+            floors=_ACCEPT + _PATH + _RECEIVE,
         ),
     )
 }

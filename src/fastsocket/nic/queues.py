@@ -162,15 +162,15 @@ def _plan_rps(layout: Layout) -> Iterator[Change]:
         if old == wanted:
             continue
         if wanted:
-            lacks = "has no queue" if not set(share) & set(layout.rx) else "is not reached by RSS"
-            why = f"CPU {format_list(share)} {lacks}; CPU {owner} keeps its part"
+            lack = "that RSS does not reach" if set(share) & set(layout.rx) else "without a queue"
+            why = f"CPUs {lack} share that of a near one, which keeps its part"
             risk = "an interrupt between CPUs for each packet that is moved"
         elif nic.kind == "card":
-            why = f"CPU {owner} is to handle all packets of its queue: moving them loses locality"
-            risk = f"CPU {old} gets no more packets from this queue"
+            why = "a queue's own CPU is to handle its packets: moving them loses locality"
+            risk = "its other CPUs get no more packets from it"
         else:
             why = "packets arrive on the CPU that sent them: moving them loses locality"
-            risk = f"CPU {old} gets no more packets from this queue"
+            risk = "other CPUs get no more packets from it"
         yield change(Setting("rps", nic.name, str(queue)), old, wanted, why, risk)
 
 

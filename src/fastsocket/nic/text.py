@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Facts and plans as text for people. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
+from fastsocket.host.cpulist import format_list
 from fastsocket.nic.changes import Change, Note, Plan
 from fastsocket.nic.facts import Counts, HostFacts, Nic
 
 __all__ = ["facts_text", "plan_text"]
+
+Q = TypeVar("Q")
 
 
 def plan_text(plan: Plan) -> str:
@@ -40,10 +44,16 @@ def facts_text(facts: HostFacts) -> str:
         f"{len(topology.packages)} packages, {len(topology.nodes)} NUMA nodes; "
         f"this process may use {facts.allowed}"
     ]
+    for word, cpus in (
+        ("offline", [cpu.id for cpu in topology.cpus if not cpu.online]),
+        ("isolated", [cpu.id for cpu in topology.cpus if cpu.isolated]),
+    ):
+        lines += [f"{word}: CPU {format_list(cpus)}"] if cpus else []
     for nic in facts.nics:
         lines.extend(_nic_lines(nic))
     netfilter = facts.netfilter
-    lines.append(f"netfilter: {', '.join(netfilter.tables) or 'no tables'}")
+    seen = [*netfilter.tables] + ["not seen without root and nft"] * (not netfilter.visible)
+    lines.append(f"netfilter: {', '.join(seen) or 'no tables'}")
     tracked = f"{netfilter.connections} connections" if netfilter.conntrack else "not active"
     lines.append(f"connection tracking: {tracked}")
     daemon = facts.irqbalance
@@ -78,10 +88,18 @@ def _nic_lines(nic: Nic) -> Iterator[str]:
     for irq in nic.irqs:
         serves = f"{irq.kind} {irq.queue}" if irq.kind != "other" else "no queue"
         yield f"  interrupt {irq.number} {irq.name}: {serves}, CPU {irq.affinity}"
-    for number, rx in enumerate(nic.rx):
-        yield f"  rx {number}: RPS {rx.rps_cpus or 'off'}, RFS {rx.rps_flow_cnt or 'off'}"
-    for number, tx in enumerate(nic.tx):
-        yield f"  tx {number}: XPS {tx.xps_cpus or 'off'}"
+    for numbers, rx in _alike(nic.rx):
+        yield f"  rx {numbers}: RPS {rx.rps_cpus or 'off'}, RFS {rx.rps_flow_cnt or 'off'}"
+    for numbers, tx in _alike(nic.tx):
+        yield f"  tx {numbers}: XPS {tx.xps_cpus or 'off'}"
+
+
+def _alike(queues: Sequence[Q]) -> Iterator[tuple[str, Q]]:
+    """Yield the numbers of queues that are set alike, and what they are set to."""
+    numbers: dict[Q, list[int]] = {}
+    for number, queue in enumerate(queues):
+        numbers.setdefault(queue, []).append(number)
+    yield from ((format_list(alike), queue) for queue, alike in numbers.items())
 
 
 def _counts(counts: Counts) -> str:

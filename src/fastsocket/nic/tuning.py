@@ -179,8 +179,10 @@ def plan_sysctls(facts: HostFacts, profile: Profile, *, moves: bool) -> Iterator
 
 def plan_notrack(facts: HostFacts, ports: Sequence[int]) -> Iterator[Change]:
     """Yield the table that exempts the server's ports from connection tracking."""
-    now, wanted = facts.netfilter.notrack_ports, tuple(sorted(set(ports)))
-    if wanted and now != wanted and (facts.netfilter.conntrack or now):
+    now = facts.netfilter.notrack_ports
+    # Those that are there belong to the server behind another interface, or of an earlier apply.
+    wanted = tuple(sorted({*ports, *now}))
+    if ports and now != wanted and (facts.netfilter.conntrack or now):
         yield change(
             Setting("notrack", "", "ports"),
             ",".join(str(port) for port in now),

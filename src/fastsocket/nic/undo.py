@@ -11,6 +11,9 @@ from fastsocket.nic.restore import Outcome, Progress, foreign_settings, restore,
 
 __all__ = ["preview", "still_there", "undo", "undo_locked"]
 
+# What queues that come back with the channels begin with: no RPS, no RFS, no XPS.
+_FRESH = {"rps": "", "rfs": "0", "xps": ""}
+
 
 def undo(
     host: Host, store: Store, target: str, *, force: bool = False, progress: Progress = silent
@@ -38,10 +41,10 @@ def undo_locked(
     if journal is None:
         store.remove(target)
         return Outcome(gone=lost)
+    _hand_over(store, journal)
     keep = {} if force else foreign_settings(host, journal)
     journal.state = "undoing"
     store.save(journal)
-    _hand_over(store, journal)
     values = {Setting.parse(key): value for key, value in journal.before.items()}
     outcome = restore(host, values, keep, progress)
     outcome.gone = [one for one in outcome.gone if str(one) in recorded.wanted]
@@ -57,17 +60,22 @@ def undo_locked(
 
 
 def preview(host: Host, store: Store, target: str, *, force: bool) -> dict[Setting, str]:
-    """Return what `undo` would write, as far as it can be told before a card starts anew."""
+    """Return what `undo` would write, as far as it can be told before a card starts anew.
+
+    Queues that are to come back are left out where that alone makes them right.
+    """
     recorded = store.load(target)
     journal = still_there(host, recorded) if recorded else None
     if journal is None:
         return {}
     keep = {} if force else foreign_settings(host, journal)
     values = {Setting.parse(key): value for key, value in journal.before.items()}
+    now = {setting: host.read(setting) for setting in values}
     return {
         setting: value
         for setting, value in values.items()
-        if setting not in keep and host.read(setting) != value
+        if setting not in keep and now[setting] != value
+        if now[setting] is not None or value != _FRESH.get(setting.kind)
     }
 
 

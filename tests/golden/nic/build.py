@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsocket.host.cpulist import format_list
+from fastsocket.host.load import Load
 from fastsocket.host.topology import Cpu, Topology
 from fastsocket.nic.facts import (
     Bond,
@@ -44,6 +45,18 @@ SYSCTLS = {
     "net.ipv4.tcp_max_syn_backlog": "4096",
     "net.ipv4.tcp_syncookies": "1",
 }
+# As guides for routers have it.
+ROUTER = {
+    **SYSCTLS,
+    "net.core.skb_defer_max": "0",
+    "net.ipv4.ip_early_demux": "0",
+    "net.ipv4.tcp_early_demux": "0",
+}
+# Means of 30 days: many short connections, few long ones, a database, a machine in reserve.
+WEB = Load(2592000.0, 0.46, 0.27, 0.33, 8200.0, 11.4)
+STREAMS = Load(2592000.0, 0.38, 0.31, 0.24, 41.0, 5120.0)
+DATABASE = Load(2592000.0, 0.64, 0.04, 0.11, 190.0, 27.0)
+RESERVE = Load(2592000.0, 0.02, 0.03, 0.21, 0.3, 14.0)
 OFFLOADS = {"rx-checksum": True, "rx-gro": True, "tx-tcp-segmentation": True}
 
 
@@ -139,6 +152,7 @@ def host(topology: Topology, *nics: Nic, target: str = "eth0", **more: Any) -> H
         "possible": len(topology.cpus),
         "sysctls": SYSCTLS,
         "open_files": 1048576,
+        "load": WEB,
     }
     return HostFacts(target=target, topology=topology, nics=nics, **{**defaults, **more})
 
@@ -184,6 +198,7 @@ def ixgbe_24() -> HostFacts:
         nic,
         irqbalance=Irqbalance(811, "/run/irqbalance/irqbalance811.sock", ()),
         softnet=Softnet(dropped=0, squeezed=52110),
+        load=Load(2592000.0, 0.71, 0.44, 0.31, 39500.0, 21.8),
     )
 
 
@@ -253,7 +268,10 @@ def tg3_8() -> HostFacts:
 
 
 def bnx2_16() -> HostFacts:
-    """Two four-core Westmere Xeons with hyper-threads, numbered alternately, and a BCM5709."""
+    """Two four-core Westmere Xeons with hyper-threads, numbered alternately, and a BCM5709.
+
+    Set up as a router once, and in reserve.
+    """
     nic = card(
         "eth0",
         "bnx2",
@@ -279,7 +297,8 @@ def bnx2_16() -> HostFacts:
             "stats-block-usecs": 999936,
         },
     )
-    return host(machine([list(range(0, 16, 2)), list(range(1, 16, 2))], threads=2), nic)
+    topology = machine([list(range(0, 16, 2)), list(range(1, 16, 2))], threads=2)
+    return host(topology, nic, sysctls=ROUTER, load=RESERVE)
 
 
 def i40e_64() -> HostFacts:
@@ -342,7 +361,8 @@ def ice_64() -> HostFacts:
         indirection=spread(2048, 32),
         rule_limit=6144,
     )
-    return host(machine([list(range(64))], threads=2, cache=4), nic, target="ens1")
+    topology = machine([list(range(64))], threads=2, cache=4)
+    return host(topology, nic, target="ens1", load=STREAMS)
 
 
 def mlx5_128() -> HostFacts:
@@ -380,7 +400,13 @@ def mlx5_128() -> HostFacts:
     )
     nodes = [list(range(16 * node, 16 * node + 16)) for node in range(8)]
     topology = machine(nodes, nodes_per_package=4, cache=8, far=32)
-    return host(topology, nic, target="enp129s0", softnet=Softnet(dropped=77, squeezed=390021))
+    return host(
+        topology,
+        nic,
+        target="enp129s0",
+        softnet=Softnet(dropped=77, squeezed=390021),
+        load=Load(2592000.0, 0.58, 0.41, 0.29, 164000.0, 10.6, 3.2),
+    )
 
 
 def ena_16() -> HostFacts:
@@ -405,7 +431,7 @@ def ena_16() -> HostFacts:
         coalesce={"rx-usecs": 0, "tx-usecs": 64, "adaptive-rx": 0},
         indirection=spread(128, 8),
     )
-    return host(machine([list(range(16))], threads=2), nic)
+    return host(machine([list(range(16))], threads=2), nic, load=DATABASE)
 
 
 def gve_16() -> HostFacts:
@@ -605,6 +631,7 @@ def container_8() -> HostFacts:
         nic,
         allowed="2-3",
         sysctls=own,
+        quota=1.5,
         owns=Ownership(irqs=False, sysctls=False, host_namespace=False),
     )
 
