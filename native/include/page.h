@@ -183,7 +183,7 @@ struct fs_page {
 	__u32 born; /* shim: of these, those that have registered themselves */
 	__u16 cpu_order[FS_MAX_CPUS]; /* keeper: CPUs to fill, physical cores first */
 	__u32 process[FS_MAX_PROCESSES]; /* shim: processes that share the page; keeper: forgets the dead */
-	__u32 lean; /* shim: 1 once a worker makes connections lean */
+	__u32 lean; /* shim: means that workers may use, a bit for each; 0 = no lean connections */
 	struct fs_worker worker[FS_MAX_WORKERS];
 	struct fs_listener listener[FS_MAX_LISTENERS];
 } __attribute__((aligned(64)));

@@ -176,6 +176,8 @@ void lean_shared(int fd)
 {
 	struct fd_entry *entry = fd_entry(fd);
 
+	if (entry->kind == FD_CLIENT)
+		lean_client_reads(entry, fd);
 	if (entry->kind != FD_CONNECTION)
 		return;
 	if (entry->lean & LEAN_OPEN)
@@ -186,6 +188,7 @@ void lean_shared(int fd)
 /* Before a fork of any kind, or an exec. */
 void lean_spawn(void)
 {
+	lean_clients_wait();
 	lean_release_all(FS_SHARED);
 	__atomic_fetch_add(&lean_spawns, 1, __ATOMIC_RELAXED);
 }

@@ -56,6 +56,7 @@ enum lean_bits {
 #define LEAN_CLIENTS 32 /* connections that it opened and has not written to */
 #define LEAN_ODD_FLAGS (MSG_OOB | MSG_EOR | MSG_ZEROCOPY | MSG_MORE)
 #define LEAN_ALL ((1u << FS_MEANS) - 1)
+#define LEAN_PLAN (~(1u << FS_MEANS_DEFER)) /* of fs_lean.on, in fd_entry.plan */
 #define LEAN_MOST_ANSWERS 4 /* a connection that goes on is no short one */
 
 /* What a thread has promised. `only` says it all while there is nothing, or just one promise. */
@@ -82,6 +83,8 @@ struct lean_thread {
 extern __thread struct lean_thread lean_thread;
 extern uint16_t lean_spawns; /* forks and execs: what was open then is shared from then on */
 extern uint32_t lean_slow_ticks;
+extern uint32_t lean_allowed; /* means that may be used, a bit for each */
+extern int lean_fast_open;
 
 /* lean.c: promises */
 void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why);
@@ -98,6 +101,7 @@ int lean_option(struct fd_entry *entry, int fd, int level, int name, const void 
 		socklen_t len);
 
 /* lean_learn.c: what becomes of the means */
+void lean_allow(void);
 void lean_affirm(struct fs_lean *lean, enum fs_means means);
 void lean_contradict(struct fs_lean *lean, enum fs_means means, enum fs_contradiction why);
 void lean_catch_up(struct listener *l, struct fd_entry *entry);
@@ -155,7 +159,7 @@ static inline struct fs_lean *lean_of(const struct fd_entry *entry)
 static inline int lean_stands(const struct fd_entry *entry, uint8_t bits, uint8_t exchange)
 {
 	const struct fd_entry wanted = {.kind = FD_CONNECTION,
-					.plan = LEAN_ALL | 1u << FS_MEANS,
+					.plan = (LEAN_ALL & LEAN_PLAN) | 1u << FS_MEANS,
 					.lean = bits,
 					.exchange = exchange};
 	uint32_t a, b;
@@ -239,7 +243,7 @@ static inline void lean_closing(struct fd_entry *entry, int fd)
 static inline void lean_opened(struct fd_entry *entry, struct listener *l,
 			       const struct fs_listener *pl)
 {
-	entry->plan = l->lean;
+	entry->plan = l->lean & LEAN_PLAN;
 	entry->lean = 0;
 	entry->exchange = 0;
 	entry->spawns = lean_spawns;

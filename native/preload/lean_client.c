@@ -4,6 +4,9 @@
  * of this application were seen to send one first to that address. The kernel keeps it back
  * for 200 ms at most; it is sent before the thread waits for anything else than the connection to
  * be writable, and before it reads.
+ *
+ * With TCP Fast Open the SYN itself waits for the request, and it for ever: that is for processes
+ * of one thread only, which cannot wait for an answer where we do not see it.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -22,6 +25,8 @@ static struct destination {
 	uint32_t proof, need;
 	uint8_t on;
 } destinations[DESTINATIONS];
+
+extern char __libc_single_threaded __attribute__((weak)); /* since glibc 2.32 */
 
 static unsigned hash(const void *data, size_t size, uint32_t seed)
 {
@@ -65,8 +70,8 @@ static void did_not(struct destination *to)
 	to->need = need * 8 < FS_LEAN_MOST_PROOF ? need * 8 : FS_LEAN_MOST_PROOF;
 }
 
-/* Send the ACK and look no further. Before the handshake ended, nothing speaks against the
- * destination.
+/* Send the ACK, or the SYN, and look no further. Before the handshake ended, nothing speaks
+ * against the destination.
  */
 static void give_up(struct fd_entry *entry, int fd)
 {
@@ -77,8 +82,11 @@ static void give_up(struct fd_entry *entry, int fd)
 	entry->kind = FD_OTHER;
 	if (entry->lean & LEAN_OWED)
 		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
-	if (NEXT(getsockopt)(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
-	    info.tcpi_state == TCP_ESTABLISHED)
+	if (NEXT(getsockopt)(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0)
+		;
+	else if (info.tcpi_state == TCP_SYN_SENT && lean_fast_open)
+		NEXT(send)(fd, "", 0, MSG_DONTWAIT | MSG_NOSIGNAL);
+	else if (info.tcpi_state == TCP_ESTABLISHED)
 		did_not(&destinations[entry->slot]);
 	errno = saved;
 }
@@ -87,7 +95,7 @@ static void give_up(struct fd_entry *entry, int fd)
 int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 		 int (*next)(int, const struct sockaddr *, socklen_t))
 {
-	int to = addr ? destination_of(addr, len) : -1, zero = 0, result, on;
+	int to = addr ? destination_of(addr, len) : -1, zero = 0, one = 1, result, on;
 	struct fd_entry *entry = fd_entry(fd);
 
 	lean_may_sleep(FS_SLEPT);
@@ -95,6 +103,8 @@ int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 		return next(fd, addr, len); /* or asks how the connect goes that it began */
 	on = destinations[to].on && lean_thread.clients < LEAN_CLIENTS &&
 	     NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &zero, sizeof(zero)) == 0;
+	if (on && lean_fast_open && &__libc_single_threaded && __libc_single_threaded)
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &one, sizeof(one));
 	result = next(fd, addr, len);
 	if (result < 0 && errno != EINPROGRESS) {
 		entry->kind = FD_OTHER;
@@ -118,6 +128,11 @@ void lean_client_writes(struct fd_entry *entry)
 	struct destination *to = &destinations[entry->slot & (DESTINATIONS - 1)];
 
 	entry->kind = FD_OTHER;
+	if (lean_thread.clients && lean_thread.client[lean_thread.clients - 1] == entry - fs_fds) {
+		lean_unfold(); /* one that never waits would fill the list */
+		lean_thread.clients--;
+		lean_fold();
+	}
 	if (entry->lean & LEAN_POLLED || (uint16_t)(lean_thread.turn - entry->turn) <= 1)
 		spoke_first(to);
 	else

@@ -6,6 +6,8 @@
  */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "lean.h"
@@ -14,13 +16,31 @@
 #define LATE (1u << 31) /* of l->lean: makes it differ from the page's for some connections more: */
 #define MOST_LATE 1024 /* as may have been queued with other means */
 
+#define FAST_OPENED 256 /* connections of a listener whose handshake has not ended */
+
+uint32_t lean_allowed = BIT(FS_MEANS_HOLD) | BIT(FS_MEANS_ACK);
+int lean_fast_open;
+
+/* What costs something where an application changes its ways is used only if somebody asked. */
+void lean_allow(void)
+{
+	const char *words = getenv("FASTSOCKET_LEAN") ?: "";
+
+	if (strstr(words, "defer-accept"))
+		lean_allowed |= BIT(FS_MEANS_DEFER);
+	lean_fast_open = !!strstr(words, "fast-open");
+}
+
 static void set_on_listener(int fd, unsigned on, unsigned own)
 {
 	int defer = !!(on & BIT(FS_MEANS_DEFER)), quick = !(on & BIT(FS_MEANS_ACK));
+	int opened = FAST_OPENED;
 
 	if (fd < 0)
 		return;
-	if (!(own & BIT(FS_MEANS_DEFER)))
+	if (lean_fast_open)
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_FASTOPEN, &opened, sizeof(opened));
+	if (lean_allowed & ~own & BIT(FS_MEANS_DEFER))
 		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &defer, sizeof(defer));
 	if (!(own & BIT(FS_MEANS_ACK)))
 		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &quick, sizeof(quick));
@@ -62,7 +82,7 @@ void lean_catch_up(struct listener *l, struct fd_entry *entry)
 {
 	if ((l->lean & ~LATE) != fs_page->listener[l->page_index].lean.on)
 		apply(l);
-	entry->plan = l->lean;
+	entry->plan = l->lean & LEAN_PLAN;
 	if (l->lean & LATE) {
 		entry->plan |= BIT(FS_MEANS_ACK);
 		if (--l->lean_late == 0)
@@ -117,7 +137,7 @@ void lean_affirm(struct fs_lean *lean, enum fs_means means)
 	struct fs_lean_means *m = &lean->means[means];
 	uint32_t need = m->need ?: FS_LEAN_PROOF;
 
-	if ((lean->on | lean->own) & BIT(means) || need == FS_LEAN_NEVER)
+	if ((lean->on | lean->own | ~lean_allowed) & BIT(means) || need == FS_LEAN_NEVER)
 		return;
 	if (__atomic_add_fetch(&m->proof, 1, __ATOMIC_RELAXED) >= need)
 		turn_on(lean, means);
@@ -154,12 +174,12 @@ void lean_relearn(struct listener *l, struct fs_listener *pl)
 {
 	struct fs_lean *lean = &pl->lean;
 
-	fs_page->lean = 1;
+	fs_page->lean = lean_allowed;
 	for (int i = 0; i < FS_MEANS; i++)
 		lean->means[i] = (struct fs_lean_means){.drops = lean->means[i].drops,
 							.reason = lean->means[i].reason};
 	lean->exchange = 0;
-	if (__atomic_exchange_n(&lean->on, 0, __ATOMIC_RELAXED))
+	if (__atomic_exchange_n(&lean->on, 0, __ATOMIC_RELAXED) || lean_fast_open)
 		apply(l);
 }
 

@@ -29,6 +29,7 @@ static uint64_t now_us(void)
 
 void lean_start(void)
 {
+	lean_allow();
 	start_us = now_us();
 	start_ticks = lean_ticks();
 }

@@ -32,6 +32,8 @@ ALLOWED = {
     "stall_us": "microseconds, 100 to 10000000",
     "slack": "percent, 0 to 1000",
     "lean": '"auto" or "off"',
+    "defer_accept": "0 (off) or 1 (on)",
+    "fast_open": "0 (off) or 1 (on)",
     "slots": "0 (two for each CPU that the application may use) to 256",
 }
 
@@ -52,6 +54,8 @@ class Parameters:
         slack: By how many percent a slot may exceed the mean of its listener, in new connections
             within 67 ms, before connections go elsewhere.
         lean: `auto` learns per listener which segments a connection can do without; `off`.
+        defer_accept: 1 lets `lean` hide connections that have no request yet, for a second at most.
+        fast_open: 1 lets `lean` use TCP Fast Open, which may hand a request over twice.
         slots: Listening sockets that are bound ahead, before a fork or a change of user; 0 is
             two for each CPU that may be used, for a reload doubles the workers, and 16 at least.
     """
@@ -63,6 +67,8 @@ class Parameters:
     stall_us: int = 5000
     slack: int = 25
     lean: str = "auto"
+    defer_accept: int = 0
+    fast_open: int = 0
     slots: int = 0
 
 
@@ -76,6 +82,8 @@ _VALUES: Mapping[str, Container[Any]] = {
     "stall_us": range(100, 10_000_001),
     "slack": range(1001),
     "lean": ("auto", "off"),
+    "defer_accept": (0, 1),
+    "fast_open": (0, 1),
     "slots": range(257),
 }
 

@@ -25,7 +25,7 @@ __all__ = [
     "lean_state",
     "learn",
     "nginx_tls",
-    "pollers",
+    "out_segments",
     "program",
     "segments",
     "tls_get",
@@ -49,7 +49,8 @@ def get(port: int = PORT) -> bytes:
     return say(port, REQUEST)
 
 
-def _out_segments() -> int:
+def out_segments() -> int:
+    """Return how many segments this network namespace has sent."""
     text = Path("/proc/thread-self/net/snmp").read_text()
     names, values = (line.split() for line in text.splitlines() if line.startswith("Tcp:"))
     return int(values[names.index("OutSegs")])
@@ -63,10 +64,10 @@ def segments(act: Callable[[], object], count: int) -> float:
     """
     means = []
     for _ in range(ROUNDS):
-        before = _out_segments()
+        before = out_segments()
         for _ in range(count):
             act()
-        means.append((_out_segments() - before) / count)
+        means.append((out_segments() - before) / count)
     return min(means)
 
 
@@ -74,11 +75,6 @@ def lean_state(app: Application, port: int = PORT) -> dict[str, Any]:
     """Return what the page says of the listener: means -> its entry."""
     lean: dict[str, Any] = _listener(app, port)["lean"]
     return lean
-
-
-def pollers(app: Application, port: int = PORT) -> set[int]:
-    """Return the processes that have a slot of the listener."""
-    return {slot["pid"] for slot in _listener(app, port)["slots"] if slot["state"] == "claimed"}
 
 
 def _listener(app: Application, port: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ KINDS: dict[str, Callable[[int], bytes]] = {
 def test_same_bytes(nginx: Application) -> None:
     order = random.Random(2)
     expected = {name: hashlib.sha256(act(STOCK)).digest() for name, act in KINDS.items()}
-    learn(nginx, lambda: KINDS["short"](PORT), ("defer", "hold", "ack"))
+    learn(nginx, lambda: KINDS["short"](PORT), ("hold", "ack"))
     for _ in range(ROUNDS):
         for name in order.sample(sorted(KINDS), len(KINDS)):
             assert hashlib.sha256(KINDS[name](PORT)).digest() == expected[name], name
@@ -110,8 +110,8 @@ def test_same_bytes(nginx: Application) -> None:
 
 
 def test_reload_loses_nothing(nginx: Application, tmp_path: Path) -> None:
-    """Deferred connections and held answers survive the workers that they belong to."""
-    learn(nginx, lambda: KINDS["short"](PORT), ("defer", "hold", "ack"))
+    """Queued connections and held answers survive the workers that they belong to."""
+    learn(nginx, lambda: KINDS["short"](PORT), ("hold", "ack"))
     load = [native_file("fastsocket-load"), "--json", "-c", "8", "-t", "3", f"127.0.0.1:{PORT}"]
     with subprocess.Popen([*map(str, load)], stdout=subprocess.PIPE, text=True) as client:
         before = {slot["pid"] for slot in nginx.slots()}

@@ -26,6 +26,8 @@ GOOD = {
     "stall_us": (100, 10_000_000),
     "slack": (0, 1000),
     "lean": ("auto", "off"),
+    "defer_accept": (0, 1),
+    "fast_open": (0, 1),
     "slots": (0, 256),
 }
 WRONG = {
@@ -36,6 +38,8 @@ WRONG = {
     "stall_us": (99, 10_000_001, "100", 100.5),
     "slack": (-1, 1001),
     "lean": ("on", True),
+    "defer_accept": (2, True),
+    "fast_open": (2, False),
     "slots": (-1, 257, [1]),
 }
 

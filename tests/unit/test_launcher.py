@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a launch that fails leaves behind."""
+"""What a launch that fails leaves behind, and what one says of its host."""
 
 from unittest.mock import Mock
 
@@ -20,3 +20,16 @@ def test_a_launch_that_fails_takes_its_cgroup_away(monkeypatch: pytest.MonkeyPat
         launcher.launch(["true"], Parameters(enable_receive_flow_deliver=1))
     deliver.close.assert_called_once_with()
     deliver.enter.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("setting", "lacks"),
+    [
+        ("0\n", "clients and servers: sysctl -w net.ipv4.tcp_fastopen=3 allows it"),
+        ("1\n", "servers: sysctl -w net.ipv4.tcp_fastopen=3 allows it"),
+        ("1026\n", "clients: sysctl -w net.ipv4.tcp_fastopen=1027 allows it"),
+        ("3\n", ""),
+    ],
+)
+def test_who_may_not_use_fast_open(setting: str, lacks: str) -> None:
+    assert launcher.fast_open_lacks(setting) == lacks

@@ -24,7 +24,9 @@ from fastsocket.native import LIBRARIES, native_file
 if TYPE_CHECKING:
     from fastsocket.app.deliver import Deliver
 
-__all__ = ["cpus_to_fill", "launch"]
+__all__ = ["cpus_to_fill", "fast_open_lacks", "launch"]
+
+FAST_OPEN = Path("/proc/sys/net/ipv4/tcp_fastopen")
 
 
 def cpus_to_fill() -> list[int]:
@@ -83,7 +85,30 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     others = environment.get("LD_PRELOAD")
     environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
     environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
+    if words := _lean_words(parameters):
+        environment["FASTSOCKET_LEAN"] = ",".join(words)
     return environment
+
+
+def _lean_words(parameters: Parameters) -> list[str]:
+    """Return what lean connections may use besides, and say where the kernel does not let them."""
+    asked = {"defer-accept": parameters.defer_accept, "fast-open": parameters.fast_open}
+    words = [word for word, wanted in asked.items() if wanted]
+    if words and parameters.lean == "off":
+        print(f"fastsocket: {' and '.join(words)} is for --lean auto: not used", file=sys.stderr)
+        return []
+    if parameters.fast_open and (lacks := fast_open_lacks(FAST_OPEN.read_text())):
+        print(f"fastsocket: TCP Fast Open is off for {lacks}", file=sys.stderr)
+    return words
+
+
+def fast_open_lacks(setting: str) -> str:
+    """Return who may not use TCP Fast Open by that value of its sysctl, and what allows it."""
+    bits = int(setting)
+    lacking = [who for bit, who in ((1, "clients"), (2, "servers")) if not bits & bit]
+    if not lacking:
+        return ""
+    return f"{' and '.join(lacking)}: sysctl -w net.ipv4.tcp_fastopen={bits | 3} allows it"
 
 
 def _deliver(preloads: bool) -> "Deliver | None":

@@ -29,7 +29,8 @@ class Load:
     With a `rate`, connections start at fixed times, whatever the server does, and latency counts
     from there (no coordinated omission); without, `connections` are kept going. With `hold`, that
     many connections are opened, make one request each and stay open for `seconds`. `sources` is a
-    range of addresses to come from, where the client can choose.
+    range of addresses to come from, where the client can choose; `requests` are made on each
+    connection, and with `lean` the first takes the last ACK of the handshake along.
     """
 
     url_host: str
@@ -42,6 +43,8 @@ class Load:
     rate: float | None = None
     hold: int | None = None
     sources: str = SOURCES
+    requests: int = 1
+    lean: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Outcome:
     """What the client saw: connections completed, errors, latencies in microseconds by name.
 
     `cut_short` of the errors are connections that ended within an answer; `kinds` names them all,
-    where the client does.
+    where the client does. `requests` are those answered on them, where the client counts those.
     """
 
     seconds: float
@@ -58,6 +61,7 @@ class Outcome:
     latency_us: Mapping[str, float] = field(default_factory=dict)
     cut_short: int = 0
     kinds: Mapping[str, int] = field(default_factory=dict)
+    requests: int = 0
 
     @property
     def per_second(self) -> float | None:
@@ -78,7 +82,7 @@ class Client(Protocol):
 
     @property
     def versatile(self) -> bool:
-        """Whether it can keep a rate, hold connections and name the kinds of errors."""
+        """Whether it can keep a rate, hold connections, be lean and name the kinds of errors."""
 
     def command(self, load: Load) -> list[str]:
         """Return the command; it ends by itself.
@@ -108,7 +112,8 @@ class FastsocketLoad:
         if load.rate is not None:
             pace = ["-r", f"{load.rate:g}"]
         if load.hold is not None:
-            pace = ["--hold", str(load.hold), "-k", "1"]
+            pace = ["--hold", str(load.hold)]
+        pace += ["-k", str(load.requests), *(["--lean"] if load.lean else [])]
         return [
             str(native_file("fastsocket-load")),
             *(*pace, "-p", str(load.processes), "-s", load.sources, "-j"),
@@ -133,6 +138,7 @@ class FastsocketLoad:
                 + sum(said["other_causes"][cause] for cause in ("closed", "truncated"))
                 - sum(said["accepted_lost"].values()),
                 kinds={kind: count for kind, count in said["errors"].items() if count},
+                requests=int(said["requests"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(self.name, output) from error

@@ -50,7 +50,8 @@ class Setup:
     `probe` is None where BPF may not be used, and `probe_reason` says why; `private` is whether
     runs get a namespace of their own; `note` collects what the reader of the result must know;
     `rate` is in connections per second, for scenarios that keep one; `cpus` are those that server
-    and client are kept to, empty for all that may be used.
+    and client are kept to, empty for all that may be used; the client makes so many `requests` on
+    each connection, and is itself lean with `lean_client`.
     """
 
     server: Server
@@ -67,6 +68,8 @@ class Setup:
     run_options: Sequence[str] = ()
     rate: float | None = None
     cpus: tuple[int, ...] = ()
+    requests: int = 1
+    lean_client: bool = False
 
 
 @dataclass
@@ -166,6 +169,8 @@ class Stage:
             rate=rate,
             hold=hold,
             sources=self.sources,
+            requests=self.setup.requests,
+            lean=self.setup.lean_client,
         )
 
     def _run_client(self, order: Load) -> tuple[Outcome, Window]:

@@ -352,6 +352,22 @@ class Granian:
         ]
 
 
+class Uvicorn:
+    """uvicorn serving ASGI; its workers share one socket."""
+
+    name = "uvicorn"
+    modes = (Mode.STOCK, Mode.FASTSOCKET)
+
+    def command(self, mode: Mode, site: Site) -> list[str]:
+        """See :class:`Server`."""
+        return [
+            *_module("uvicorn"),
+            *("--workers", str(site.workers), "--backlog", str(BACKLOG), "--lifespan", "off"),
+            *("--host", site.address, "--port", str(site.port), "--log-level", "warning"),
+            *("--no-access-log", "--app-dir", str(_application(site)), "bench_app:asgi"),
+        ]
+
+
 def _module(name: str) -> list[str]:
     """Return the command of a Python server in this interpreter's environment."""
     if importlib.util.find_spec(name) is None:
@@ -376,6 +392,7 @@ HTTP_SERVERS: Mapping[str, Server] = {
         Lighttpd(),
         Gunicorn(),
         Granian(),
+        Uvicorn(),
         Demo(),
     )
 }

@@ -57,8 +57,9 @@ class Request:
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
     rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
-    is for nothing else. `call_sites` adds a run in each mode that names what remains of contentions
-    and interrupts, where the scenario counts them.
+    is for nothing else. With `lean_client` Fastsocket's client is lean, too. `call_sites` adds a
+    run in each mode that names what remains of contentions and interrupts, where the scenario
+    counts them.
     """
 
     scenario: str
@@ -76,6 +77,7 @@ class Request:
     rate: float | None = None
     cores: Sequence[int] = ()
     budget_seconds: float | None = None
+    lean_client: bool = False
     wanted: Sequence[tuple[str, float]] = ()
 
 
@@ -112,6 +114,8 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
+    if request.lean_client and scenario.name != Short.name:
+        raise UsageError("--lean-client is for 'bench short'", todo="leave it out")
 
     def missing(done: Rounds[Mode]) -> dict[str, float]:
         sums = done.sums(Mode.FASTSOCKET)
@@ -139,6 +143,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             note=notes.append,
             run_options=request.run_options,
             rate=request.rate,
+            lean_client=request.lean_client,
         )
         setup = scenario.prepare(setup)
         advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))

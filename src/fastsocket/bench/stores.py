@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fastsocket.bench.behaviours import Scripted
 from fastsocket.bench.clients import Load, Outcome
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.process import Greeting
@@ -97,7 +98,12 @@ MEMCACHED = Store(
 )
 
 STORES: Mapping[str, Store] = {store.name: store for store in (REDIS, MEMCACHED)}
-SERVERS: Mapping[str, Server] = {**HTTP_SERVERS, **STORES, Rules.name: Rules()}
+SERVERS: Mapping[str, Server] = {
+    **HTTP_SERVERS,
+    **STORES,
+    Rules.name: Rules(),
+    Scripted.name: Scripted(),
+}
 """Everything that a scenario may be run with."""
 
 

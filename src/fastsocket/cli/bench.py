@@ -76,6 +76,11 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.option(
     "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
 )
+@click.option(
+    "--lean-client",
+    is_flag=True,
+    help="short: Fastsocket's client saves an ACK, too.",
+)
 @click.option("--full", is_flag=True, help="crash: all servers, until enough has happened.")
 @click.option(
     "--call-sites/--no-call-sites",
@@ -105,6 +110,7 @@ def command(
     seed: int | None,
     run_options: str,
     rate: float | None,
+    lean_client: bool,
     full: bool,
     call_sites: bool,
     output: Path | None,
@@ -122,7 +128,7 @@ def command(
     if full and scenario != Crash.name:
         raise UsageError("--full is for 'bench crash'", todo="leave it out")
     if scenario == ALL or full:
-        given = (name, modes, connections, cores, vm, port, rate)
+        given = (name, modes, connections, cores, vm, port, rate, lean_client)
         if any(given) or not call_sites or client != "auto":
             raise UsageError(
                 "'bench all' and 'bench crash --full' choose servers, modes, clients and loads",
@@ -160,6 +166,7 @@ def command(
             rate=rate,
             cores=_counts(cores),
             call_sites=call_sites,
+            lean_client=lean_client,
         )
     )
     if output:

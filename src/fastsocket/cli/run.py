@@ -38,6 +38,16 @@ __all__ = ["command"]
     type=click.Choice(["auto", "off"]),
     help="auto learns per listener which segments a connection can do without.",
 )
+@click.option(
+    "--defer-accept/--no-defer-accept",
+    default=None,
+    help="With --lean auto: a server that reads first learns of a connection with its request.",
+)
+@click.option(
+    "--fast-open/--no-fast-open",
+    default=None,
+    help="With --lean auto: TCP Fast Open, for requests that may safely come twice.",
+)
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def command(
     profile: str | None,
@@ -46,6 +56,8 @@ def command(
     receive_flow_deliver: bool | None,
     local_fast_path: int | None,
     lean: str | None,
+    defer_accept: bool | None,
+    fast_open: bool | None,
     cmd: tuple[str, ...],
 ) -> None:
     """Start CMD accelerated; it keeps the PID, the terminal, signals and the exit code."""
@@ -61,6 +73,10 @@ def command(
         flags["enable_listen_spawn"] = listen_spawn
     if lean is not None:
         flags["lean"] = lean
+    if defer_accept is not None:
+        flags["defer_accept"] = int(defer_accept)
+    if fast_open is not None:
+        flags["fast_open"] = int(fast_open)
     if receive_flow_deliver is not None:
         flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
     launch(cmd, checked(flags, "the command line", parameters), local_fast_path)

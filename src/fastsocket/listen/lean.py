@@ -39,7 +39,7 @@ def lean_snapshot(page: Page, lean: Lean) -> dict[str, dict[str, Any]]:
 def _means(page: Page, lean: Lean, means: Means) -> dict[str, Any]:
     entry = lean.means[means]
     never = entry.need == LEAN_NEVER
-    if not page.lean:
+    if not page.lean >> means & 1:
         state = "off"
     elif lean.own >> means & 1:
         state = "own"

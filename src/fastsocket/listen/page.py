@@ -16,7 +16,7 @@ from fastsocket.bpf.objects import map_by_id
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
-from fastsocket.listen.layout import NO_CPU, Page, Policy, SlotState, Tier
+from fastsocket.listen.layout import NO_CPU, Means, Page, Policy, SlotState, Tier
 from fastsocket.listen.lean import lean_snapshot
 from fastsocket.listen.queues import Queue
 
@@ -211,7 +211,7 @@ def _slot(
         "live": max(0, ctypes.c_int32(slot.live).value),
         "waiting": waiting,
         "backlog": queue.limit if queue else None,
-        "dropped": queue.drops if queue and not page.lean else None,
+        "dropped": queue.drops if queue and not page.lean >> Means.DEFER & 1 else None,
         "unserved_ms": unserved_ns // 1_000_000,
         "busy": worker.busy_since != 0,
         "opened": worker.opened,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from fastsocket.bench.scenario import Scenario
 from fastsocket.bench.scenarios.crash import Crash
+from fastsocket.bench.scenarios.keepalive import Keepalive
+from fastsocket.bench.scenarios.lean import Lean
 from fastsocket.bench.scenarios.local import Local
 from fastsocket.bench.scenarios.longlived import Longlived
 from fastsocket.bench.scenarios.overhead import Overhead
@@ -28,6 +30,8 @@ SCENARIOS: Mapping[str, Scenario] = {
         Longlived(),
         Soak(),
         Overhead(),
+        Keepalive(),
+        Lean(),
         Local(),
         Proxy(),
         Redis(),

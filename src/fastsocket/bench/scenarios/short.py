@@ -9,6 +9,7 @@ a run apart (:meth:`Short.trace`).
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.probe import ACCEPTS, EVENTS, Accepts, Probe
@@ -16,6 +17,7 @@ from fastsocket.bench.scenario import Measurement, Setup, Stage, stage
 from fastsocket.bench.servers import HTTP_SERVERS
 from fastsocket.bench.stats import spread
 from fastsocket.bench.trace import Trace, take_trace
+from fastsocket.errors import UsageError
 
 __all__ = ["Short", "measure_speed", "watch_accepts"]
 
@@ -43,6 +45,8 @@ class Short:
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
+        if setup.lean_client and not setup.client.versatile:
+            raise UsageError(f"{setup.client.name} cannot be lean", todo="use fastsocket-load")
         return setup
 
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
@@ -54,8 +58,9 @@ class Short:
         return taken
 
     def staged(self, setup: Setup, mode: Mode) -> AbstractContextManager[Stage]:
-        """Start the server in `mode` for a block."""
-        return stage(setup, mode)
+        """Start the server in `mode` for a block; stock has a stock client."""
+        lean = setup.lean_client and mode is Mode.FASTSOCKET
+        return stage(replace(setup, lean_client=lean), mode)
 
     def trace(self, setup: Setup, mode: Mode, probe: Probe) -> Trace:
         """Run once more to name what remains of contentions and interrupts; no figure of it counts.

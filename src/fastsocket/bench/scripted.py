@@ -3,7 +3,8 @@
 
 One worker at a time, renewed when it ends, serves one connection after the other: it greets
 first where the file GREETING-FLAG exists, reads a script, which is a JSON list of steps in SCRIPT
-bytes, does them, and closes. Each step is a list of a name of `STEPS` and its arguments.
+bytes, does them, and closes. Each step is a list of a name of `STEPS` and its arguments. It needs
+nothing of this package, for it is run as a file.
 """
 
 import json
@@ -17,12 +18,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import IO
+
+__all__ = ["SCRIPT", "main", "serve"]
 
 SCRIPT = 512
 GREETING = b"220 ready\r\n"
-_log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # as long as the process
+MOST = 8 << 20
 _kept: list[socket.socket] = []
+
+
+@cache
+def _log() -> IO[bytes]:
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _busy(_: socket.socket, seconds: float) -> None:
@@ -75,6 +85,12 @@ def _send_file(connection: socket.socket, size: int) -> None:
         assert os.sendfile(connection.fileno(), file.fileno(), 0, size) == size
 
 
+def _write(connection: socket.socket, text: str, times: int = 1) -> None:
+    data = text.encode()
+    for done in range(0, times, MOST):
+        connection.sendall(data * min(times - done, MOST))
+
+
 def _read(connection: socket.socket, count: int) -> None:
     while count:
         count -= len(connection.recv(min(count, 1 << 20)) or sys.exit("the client left"))
@@ -86,7 +102,7 @@ def _until_eof(connection: socket.socket) -> None:
 
 
 STEPS: dict[str, Callable[..., object]] = {
-    "write": lambda connection, text, times=1: connection.sendall(text.encode() * times),
+    "write": _write,
     "sleep": lambda _, seconds: time.sleep(seconds),
     "wait": lambda connection, seconds: select.select([connection], [], [], seconds),
     "look": lambda connection: select.select([connection], [], [], 0),
@@ -96,7 +112,7 @@ STEPS: dict[str, Callable[..., object]] = {
     "fork": _fork,
     "spawn": lambda _, seconds: subprocess.run(["sleep", str(seconds)], check=True),
     "dup": lambda connection: _kept.append(connection.dup()),
-    "log": lambda _: _log.write(b"a line\n"),
+    "log": lambda _: _log().write(b"a line\n"),
     "crash": lambda _: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda _: sys.exit(),
     "file": _send_file,
@@ -111,6 +127,7 @@ STEPS: dict[str, Callable[..., object]] = {
 
 def serve(listener: socket.socket, flag: Path) -> None:
     """Serve until a script ends this process."""
+    _log()
     while True:
         select.select([listener], [], [])
         try:
@@ -129,12 +146,26 @@ def serve(listener: socket.socket, flag: Path) -> None:
         _kept.clear()
 
 
-if __name__ == "__main__":
+def main(port: int, flag: Path) -> None:
+    """Keep one worker going, which ends with this process."""
+    worker = 0
+
+    def end(*_: object) -> None:
+        if worker:
+            os.kill(worker, signal.SIGKILL)
+        sys.exit()
+
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    with socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=128) as server:
+    with socket.create_server(("127.0.0.1", port), backlog=128) as server:
         server.setblocking(False)  # one that blocks in accept() gets no slot
+        signal.signal(signal.SIGTERM, end)
         while True:
             worker = os.fork()
             if worker == 0:
-                serve(server, Path(sys.argv[2]))
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                serve(server, flag)
             os.waitpid(worker, 0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

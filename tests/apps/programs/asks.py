@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A client that blocks: asks.py PORT COUNT [HOW] makes COUNT requests.
+
+Then, if told HOW, it connects once more and says nothing: it reads (read), waits for events (wait),
+lets a child wait (hand over), or becomes another program (become). There must be a connection then.
+"""
+
+import os
+import select
+import socket
+import sys
+from contextlib import suppress
+
+ENDPOINT = ("127.0.0.1", int(sys.argv[1]))
+REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+OTHER = "import socket; socket.socket(fileno={}).getpeername()"
+
+
+def ask() -> None:
+    """Make one request."""
+    with socket.create_connection(ENDPOINT) as client:
+        client.sendall(REQUEST)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+    assert b"200" in answer
+
+
+def stay_silent(how: str) -> None:
+    """Connect, and wait in that way for what never comes."""
+    client = socket.create_connection(ENDPOINT)
+    if how == "read":
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            client.recv(1)
+        select.select([], [client], [])
+    elif how == "wait":
+        select.select([client], [], [], 0.1)
+    elif how == "hand over":
+        if child := os.fork():
+            assert os.waitpid(child, 0)[1] == 0
+            return
+        select.select([client], [], [], 0.1)
+        client.getpeername()
+        os._exit(0)
+    else:
+        client.set_inheritable(True)
+        os.execv(sys.executable, [sys.executable, "-c", OTHER.format(client.fileno())])
+    client.getpeername()
+
+
+for _ in range(int(sys.argv[2])):
+    ask()
+if len(sys.argv) > 3:
+    stay_silent(sys.argv[3])
