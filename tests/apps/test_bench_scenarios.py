@@ -189,9 +189,7 @@ def test_packets_for_a_stock_proxy_come_in_anywhere(server):
     assert got["active_local_percent"] == pytest.approx(share, abs=15)
 
 
-@pytest.mark.parametrize(
-    ("scenario", "server"), [("proxy", "haproxy"), ("proxy", "nginx"), ("proxy-rule", "nginx")]
-)
+@pytest.mark.parametrize(("scenario", "server"), [("proxy", "nginx"), ("proxy-rule", "haproxy")])
 def test_packets_for_a_proxy_under_fastsocket_come_in_where_it_opened_the_connection(
     scenario, server
 ):
