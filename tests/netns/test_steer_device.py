@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -254,12 +255,15 @@ def test_jumbo_fragments_and_ipv6_get_through(veth: str) -> None:
 def test_command_line_from_attach_to_detach(veth: str) -> None:
     run = CliRunner()
 
-    def call(*words: str) -> dict[str, object]:
+    def call(*words: str) -> dict[str, Any]:
         result = run.invoke(command, [*words, "--json"], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        found: dict[str, object] = json.loads(result.output)
+        found: dict[str, Any] = json.loads(result.output)
         return found
 
+    tried = call("test", "hash", "--flows", "1000")
+    assert tried["packets"] == sum(tried["cpus"].values()) == 1000
+    assert min(tried["cpus"].values()) > 1000 / len(online_cpus()) * 0.8
     assert call("attach", "tenant", "-i", veth, "--dry-run")["attached"] is False
     assert call("status") == {"devices": []}
     assert call("attach", "tenant", "-i", veth)["mode"] == "native"
