@@ -46,9 +46,10 @@ bench: packages-all install ## measure on this machine and write the figures int
 	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
 	$(BIN)/python tools/figures.py
 
-soak: packages-all install ## servers in random trouble for SOAK seconds: no loss, no growth, no stuck slot
+soak: packages-all install ## servers in random trouble for SOAK seconds, 60,000 connections, machines of 24 CPUs
 	$(BIN)/python tools/soak.py --seconds $(SOAK)
 	FASTSOCKET_FLOOD=60000 $(BIN)/pytest -q tests/apps/test_deliver.py
+	FASTSOCKET_VM_CPUS=24 $(BIN)/pytest -q tests/kernel/test_steer.py
 
 man: install ## write docs/fastsocket.1 from the commands' own help
 	$(BIN)/python tools/manpage.py

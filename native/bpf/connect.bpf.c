@@ -44,6 +44,8 @@ struct {
 } exits SEC(".maps");
 
 const volatile struct steer_settings steer_settings SEC(".rodata.steer");
+/* net.ipv4.ip_local_reserved_ports, which binds nobody but the kernel's own choice: a bit each. */
+const volatile __u64 connect_reserved[CONNECT_PORTS / 64] SEC(".rodata.ports");
 
 union address {
 	struct sockaddr_in v4;
@@ -59,17 +61,26 @@ static __always_inline int leave(__u32 way)
 	return ALLOW;
 }
 
+static __always_inline int is_reserved(__u32 port)
+{
+	return connect_reserved[port % CONNECT_PORTS / 64] >> port % 64 & 1;
+}
+
 /* Binds to the next free port of a slice; returns whether one was found. */
 static __always_inline int take(struct bpf_sock_addr *ctx, union address *address, int size,
 				__u32 index, __u32 *next, int tries)
 {
 	struct connect_slice *slice = bpf_map_lookup_elem(&slices, &index);
+	__u32 number;
 	__be16 port;
 
 	if (!slice || !slice->count)
 		return 0;
 	for (int i = 0; i < tries; i++) {
-		port = bpf_htons(slice->first + (*next)++ % slice->count);
+		number = slice->first + (*next)++ % slice->count;
+		if (is_reserved(number))
+			continue;
+		port = bpf_htons(number);
 		if (size == sizeof(address->v4))
 			address->v4.sin_port = port;
 		else

@@ -5,6 +5,8 @@
 
 #include <linux/types.h>
 
+#define CONNECT_PORTS 65536
+
 /* The ports that connections opened on one CPU of the set take. */
 struct connect_slice {
 	__u32 first;

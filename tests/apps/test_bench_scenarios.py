@@ -189,9 +189,11 @@ def test_packets_for_a_stock_proxy_come_in_anywhere(server):
     assert got["active_local_percent"] == pytest.approx(share, abs=15)
 
 
-@pytest.mark.parametrize("server", ["haproxy", "nginx"])
-def test_packets_for_a_proxy_under_fastsocket_come_in_where_it_opened_the_connection(server):
-    got = bench("proxy", "--server", server, "--modes", "fastsocket", "--seconds", "0.5")
+@pytest.mark.parametrize(("scenario", "server"), [("proxy", "nginx"), ("proxy-rule", "haproxy")])
+def test_packets_for_a_proxy_under_fastsocket_come_in_where_it_opened_the_connection(
+    scenario, server
+):
+    got = bench(scenario, "--server", server, "--modes", "fastsocket", "--seconds", "0.5")
     assert got["fastsocket"]["errors"] == 0
     assert got["fastsocket"]["active_local_percent"] >= 99.9
 

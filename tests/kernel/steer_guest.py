@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs inside a virtual machine with many CPUs: receive flow deliver, and a rule.
 
-Usage: steer_guest.py RESULT. Writes a JSON object to RESULT.
+Usage: steer_guest.py FOLDER. FOLDER has the compiled rules, as LLVM takes its time in an emulated
+machine; writes a JSON object to FOLDER/result.json.
 """
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import traceback
@@ -21,10 +23,9 @@ from fastsocket.bench.wires import finish_checksums, spread_packets, wire
 from fastsocket.host.cpulist import online_cpus
 from fastsocket.host.slices import local_slices
 from fastsocket.steer import device
-from fastsocket.steer.compile import compile_rule
-from fastsocket.steer.library import find_rule
 
 OPENER = Path(__file__).parents[1] / "apps/programs/opener.py"
+FOLDER = Path(sys.argv[1])
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 PORT = 8080
 EACH = 8  # connections from each CPU
@@ -57,8 +58,9 @@ def answering(server: Netspace, client: Netspace, host: str) -> Iterator[dict[st
 
 def attach(netspace: Netspace, rule: str, cpus: tuple[int, ...]) -> str:
     """Attach a rule to the device `inside`; return its mode."""
+    compiled = pickle.loads((FOLDER / f"{rule}.pickle").read_bytes())
     with netspace.entered():
-        mode = device.attach(compile_rule(find_rule(rule), len(cpus)), "inside", cpus).note.mode
+        mode = device.attach(compiled, "inside", cpus).note.mode
         if rule == "rfd":
             device.fill_slices("inside", local_slices().table(cpus))
     return mode
@@ -103,10 +105,8 @@ def spread(cpus: tuple[int, ...]) -> dict[str, Any]:
 
 
 def guest() -> dict[str, Any]:
-    mounted = {line.split()[2] for line in Path("/proc/mounts").read_text().splitlines()}
-    for kind, place in (("bpf", "/sys/fs/bpf"), ("cgroup2", "/sys/fs/cgroup")):
-        if kind not in mounted:
-            subprocess.run(["mount", "-t", kind, kind, place], check=True)
+    if " cgroup2 " not in Path("/proc/mounts").read_text():
+        subprocess.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"], check=True)
     cpus = online_cpus()
     with Probe() as probe:
         return {
@@ -126,4 +126,4 @@ def guarded(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(guarded(guest)))
+    (FOLDER / "result.json").write_text(json.dumps(guarded(guest)))

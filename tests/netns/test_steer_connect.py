@@ -90,6 +90,19 @@ def test_a_port_of_ones_own_is_kept(cgroup: Path) -> None:
         assert hooks.exits()[ConnectExit.KEPT] == 1
 
 
+def test_reserved_ports_are_not_given(cgroup: Path) -> None:
+    cpus = online_cpus()
+    odd = frozenset(range(32769, 61000, 2))
+    plan = plan_slices(PortRange(32768, 60999, odd), cpus)
+    with (
+        socket.create_server(("10.8.0.1", 0), backlog=256) as server,
+        ConnectHooks(cgroup, plan) as hooks,
+    ):
+        ports = [connect(*server.getsockname()) for _ in range(50)]
+        assert hooks.exits()[ConnectExit.OWN] == 50
+    assert odd.isdisjoint(ports)
+
+
 def test_a_slice_that_runs_out_borrows_and_then_leaves_it_to_the_kernel(cgroup: Path) -> None:
     cpus = online_cpus()
     if len(cpus) < 2:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -157,16 +158,44 @@ def test_exchange_under_load_loses_nothing_and_keeps_tables(veth: str) -> None:
     kept.close()
 
 
+def bpf_mounts() -> list[str]:
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if " bpf " in line]
+
+
 def test_detach_leaves_nothing(veth: str) -> None:
+    before = bpf_mounts()
     device.attach(compile_rule(find_rule("hash"), len(online_cpus())), veth, online_cpus())
     assert kernel.attached_program(device.device_index(veth))[0]
     device.detach(veth)
     assert kernel.attached_program(device.device_index(veth)) == (0, "")
     assert pins.all_places() == []
     assert not pins.ROOT.exists()
+    assert bpf_mounts() == before
     assert arrive(3)
     with pytest.raises(ConflictError, match="has no rule"):
         device.detach(veth)
+
+
+def test_the_bpf_file_system_comes_and_goes_with_the_rules(veth: str) -> None:
+    """Also where it is missing; in mounts that end with the command no rule would last."""
+    code = (
+        "import sys; from fastsocket.steer import bpffs, device, pins\n"
+        "from fastsocket.steer.compile import compile_rule\n"
+        "from fastsocket.steer.library import find_rule\n"
+        "bpffs.is_private = lambda: sys.argv[2] == 'private'\n"
+        "device.attach(compile_rule(find_rule('hash'), 1), sys.argv[1], [0])\n"
+        "assert bpffs.PLACE.is_mount() and pins.ROOT.exists()\n"
+        "device.detach(sys.argv[1])\n"
+        "assert not bpffs.PLACE.is_mount()\n"
+    )
+    hide = ["unshare", "-m", "sh", "-c", 'umount /sys/fs/bpf 2>/dev/null; exec "$@"', "sh"]
+    for mounts in "lasting", "private":
+        done = subprocess.run(
+            [*hide, sys.executable, "-c", code, veth, mounts],
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode != 0) == (mounts == "private"), done.stderr
+    assert "nsenter --net=" in done.stderr
 
 
 def test_generic_mode_only_where_it_delivers(veth: str) -> None:
@@ -226,12 +255,15 @@ def test_jumbo_fragments_and_ipv6_get_through(veth: str) -> None:
 def test_command_line_from_attach_to_detach(veth: str) -> None:
     run = CliRunner()
 
-    def call(*words: str) -> dict[str, object]:
+    def call(*words: str) -> dict[str, Any]:
         result = run.invoke(command, [*words, "--json"], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        found: dict[str, object] = json.loads(result.output)
+        found: dict[str, Any] = json.loads(result.output)
         return found
 
+    tried = call("test", "hash", "--flows", "1000")
+    assert tried["packets"] == sum(tried["cpus"].values()) == 1000
+    assert min(tried["cpus"].values()) > 1000 / len(online_cpus()) * 0.8
     assert call("attach", "tenant", "-i", veth, "--dry-run")["attached"] is False
     assert call("status") == {"devices": []}
     assert call("attach", "tenant", "-i", veth)["mode"] == "native"

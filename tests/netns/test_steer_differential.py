@@ -3,6 +3,7 @@
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fastsocket.steer.check import Rule, parse_rule, read_rule
 from fastsocket.steer.compile import compile_rule
 from fastsocket.steer.language import RuleError
 from fastsocket.steer.layout import Exit
-from fastsocket.steer.program import SteerProgram
+from fastsocket.steer.program import SteerProgram, write_table
 from fastsocket.steer.reference import Counter, Reference
 from tests.netns.steer_random import RandomRule
 from tests.netns.steer_reference import parse, random_frame
@@ -104,3 +105,31 @@ def test_a_number_outside_the_set_passes(
     compiled = compile_rule(parse_rule(source, Path("outside.py")), 2)
     with SteerProgram(compiled, (0, 1), tracing=True) as program:
         assert program.trace(packets[0][0]) == (way, number)
+
+
+def test_the_cpu_at_work_and_the_clock(packets: list[tuple[bytes, dict[str, Any]]]) -> None:
+    source = "def rule(pkt, cpus):\n    return pkt.now * 4 + pkt.cpu\n"
+    cpus, frame = tuple(sorted(os.sched_getaffinity(os.getppid()))), packets[0][0]
+    compiled = compile_rule(parse_rule(source, Path("cpu.py")), len(cpus))
+    with SteerProgram(compiled, cpus, tracing=True) as program:
+        for index, cpu in list(enumerate(cpus))[:2]:
+            os.sched_setaffinity(0, {cpu})
+            before = time.monotonic_ns() // 1_000_000
+            now, found = divmod(program.trace(frame)[1], 4)
+            assert found == index
+            assert before <= now <= time.monotonic_ns() // 1_000_000
+
+
+def test_a_full_lru_table_lets_the_oldest_go() -> None:
+    source = (
+        "T = table(size=1024, lru=True)\ndef rule(pkt, cpus):\n    return T.get(pkt.sport, 0)\n"
+    )
+    rule = parse_rule(source, Path("lru.py"))
+    with SteerProgram(compile_rule(rule, 1), (0,), tracing=True) as program:
+        table = program.map("T")
+        for key in range(4096):
+            write_table(rule.tables["T"], table, key, 0)
+        left = {int.from_bytes(key, "little") for key in list(table.keys())}
+    assert 512 <= len(left) <= 1024
+    assert left.issuperset(range(4096 - 128, 4096))
+    assert left.isdisjoint(range(1024))

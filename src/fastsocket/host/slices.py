@@ -65,9 +65,15 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class SlicePlan:
-    """All slices, of one size and one after the other, by ascending number of their CPU."""
+    """All slices, of one size and one after the other, by ascending number of their CPU.
+
+    Attributes:
+        slices: The slices.
+        reserved: Ports that are not to be given although they may lie within.
+    """
 
     slices: tuple[Slice, ...]
+    reserved: frozenset[int] = frozenset()
 
     def owner(self, port: int) -> int | None:
         """Return the CPU that `port` belongs to, or None."""
@@ -131,7 +137,7 @@ def plan_slices(ports: PortRange, cpus: Sequence[int]) -> SlicePlan:
                 "net.ipv4.ip_local_reserved_ports",
                 "reserve fewer, or widen net.ipv4.ip_local_port_range",
             )
-    return SlicePlan(tuple(slices))
+    return SlicePlan(tuple(slices), ports.reserved)
 
 
 def read_ports(sysctl: Path = _SYSCTL) -> PortRange:

@@ -56,6 +56,7 @@ class ConnectHooks:
             self._object.set_variable(
                 0, bytes(settings_for([part.cpu for part in plan.slices])), ".rodata.steer"
             )
+            self._object.set_variable(0, _bits(plan.reserved), ".rodata.ports")
             self._object.load()
             slices = self._object.map("slices")
             for index, part in enumerate(plan.slices):
@@ -101,3 +102,8 @@ class ConnectHooks:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _bits(ports: frozenset[int]) -> bytes:
+    """Return a bit for each of the 65,536 ports (connect_reserved)."""
+    return sum(1 << port for port in ports).to_bytes(65536 // 8, "little")

@@ -15,9 +15,9 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     """
     numbers: list[int] = []
     for part in text.strip().split(","):
-        first, _, last = part.partition("-")
+        first, dash, last = part.partition("-")
         try:
-            numbers += range(int(first), int(last or first) + 1)
+            numbers += range(int(first), int(last if dash else first) + 1)
         except ValueError:
             raise UsageError(
                 f"{text!r} is no list of CPUs", "", "write numbers and ranges, such as 0-3,8"

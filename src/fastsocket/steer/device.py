@@ -169,7 +169,7 @@ def detach(device: str) -> Note:
                     kernel.detach_link(link)
             finally:
                 os.close(link)
-        pins.remove(place)
+        shutil.rmtree(place)
         return note
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from fastsocket.bpf.libbpf import Map
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
-from fastsocket.steer import kernel
+from fastsocket.steer import bpffs, kernel
 from fastsocket.steer.language import Table, TableKind
 from fastsocket.steer.program import SteerProgram
 
@@ -31,11 +31,10 @@ __all__ = [
     "locked",
     "open_map",
     "place_of",
-    "remove",
     "swap",
 ]
 
-ROOT = Path("/sys/fs/bpf/fastsocket/steer")
+ROOT = bpffs.PLACE / "fastsocket/steer"
 _NOTE_BYTES = 4000
 _OWN_MAPS = {"exits": 8, "counters": 8}
 
@@ -114,19 +113,37 @@ def locked() -> Iterator[None]:
     Raises:
         MissingFeatureError: No BPF file system, or no right to write to it.
     """
-    try:
-        ROOT.mkdir(parents=True, exist_ok=True)
-        handle = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise MissingFeatureError(
-            f"{ROOT} cannot be made", error.strerror or "",
-            "run as root, with 'mount -t bpf bpf /sys/fs/bpf' where that is missing",
-        ) from error  # fmt: skip
+    # Not ROOT itself: that comes and goes.
+    handle = os.open(bpffs.PLACE.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            bpffs.provide()
+            ROOT.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MissingFeatureError(
+                f"{ROOT} cannot be made", error.strerror or "", _remedy()
+            ) from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # not empty
+                ROOT.rmdir()
+                ROOT.parent.rmdir()
+            bpffs.release()
     finally:
         os.close(handle)
+
+
+def _remedy() -> str:
+    if os.geteuid() != 0:
+        return "run as root"
+    if bpffs.is_private():
+        return (
+            "stay outside of private mounts: instead of 'ip netns exec NAME', write "
+            "'nsenter --net=/run/netns/NAME'"
+        )
+    return "run 'mount -t bpf bpf /sys/fs/bpf'"
 
 
 def build(program: SteerProgram, place: Path) -> Path:
@@ -146,14 +163,6 @@ def build(program: SteerProgram, place: Path) -> Path:
         elif not (aside / "counters").exists():
             kernel.pin(program.map(name).fd, aside / "counters")
     return aside
-
-
-def remove(place: Path) -> None:
-    """Remove the folder of an attached rule, and those above it that nothing else is in."""
-    shutil.rmtree(place)
-    with suppress(OSError):  # not empty
-        ROOT.rmdir()
-        ROOT.parent.rmdir()
 
 
 def swap(aside: Path, place: Path) -> None:

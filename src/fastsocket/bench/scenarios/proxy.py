@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`proxy`: a client, a proxy and a backend, each in a namespace of its own, wires between them.
 
-The backend is the demo server in its stock configuration, in all modes alike. Requests are as in
-`short`: the client's connection and the proxy's own are both closed after one.
+The backend is the demo server under Fastsocket in all modes alike, so that its workers wake each
+other in none. Requests are as in `short`: the client's connection and the proxy's own are both
+closed after one.
 
-The backend's answers are spread by flow, as a NIC with a queue for each CPU does it. Under
-Fastsocket receive flow deliver takes the place of that: the proxy's connections take ports of their
-CPU, and the rule rfd steers by them.
+What the backend sends and gets is spread by flow, as a NIC with a queue for each CPU does it. Under
+Fastsocket receive flow deliver takes the place of that at the proxy: its connections take ports of
+their CPU, and the card's flow rules, as `fastsocket nic` sets them, steer by these. In `proxy-rule`
+the card has none, and the rule rfd steers. Between client and proxy a packet stays on its CPU, as
+on the loopback device of `short`.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
-from fastsocket.bench.modes import Mode
+from fastsocket.bench.card import place_flow_rules
+from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import ACTIVE
 from fastsocket.bench.process import running_server
@@ -48,9 +52,11 @@ WATCH_WARMUP = 0.1
 class Proxy(Short):
     """The metrics of `short` for a proxy, and locality of the connections that it opens."""
 
-    name = "proxy"
     metrics = {**Short.metrics, "active_local_percent": "%"}  # noqa: RUF012  # as in Short
     servers = ("haproxy", "haproxy-single-queue", "nginx")
+
+    def __init__(self, name: str, by_rule: bool) -> None:
+        self.name, self._by_rule = name, by_rule
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
@@ -73,11 +79,11 @@ class Proxy(Short):
 
     def staged(self, setup: Setup, mode: Mode) -> AbstractContextManager[Stage]:
         """See :class:`fastsocket.bench.scenarios.short.Short`."""
-        return _proxied(setup, mode)
+        return _proxied(setup, mode, self._by_rule)
 
 
 @contextmanager
-def _proxied(setup: Setup, mode: Mode) -> Iterator[Stage]:
+def _proxied(setup: Setup, mode: Mode, by_rule: bool) -> Iterator[Stage]:
     """Start backend and proxy, and lay the wires, for a block."""
     cpus = sorted(os.sched_getaffinity(0))
     room = max(CONNECTIONS, setup.connections + SPARE)
@@ -91,17 +97,21 @@ def _proxied(setup: Setup, mode: Mode) -> Iterator[Stage]:
         wire(clients, proxy, ("client", "outside"), (outer, f"{OUTSIDE}/{PREFIX}"))
         wire(behind, proxy, ("backend", "inside"), ([f"{BACKEND}/{PREFIX}"], f"{INSIDE}/{PREFIX}"))
         finish_checksums(behind, "backend")
-        for netspace, name in ((clients, "client"), (proxy, "outside"), (behind, "backend")):
-            spread_packets(netspace, name, cpus)
+        spread_packets(behind, "backend", cpus)
+        arrival: AbstractContextManager[None] = nullcontext()
+        table: Mapping[int, int] = {}
         if mode is Mode.FASTSOCKET:
             setup = replace(setup, run_options=[*setup.run_options, "--receive-flow-deliver"])
-            arrival: AbstractContextManager[None] = _delivered(proxy, cpus)
+            with proxy.entered():
+                table = local_slices().table(cpus)
+        if table and by_rule:
+            arrival = _delivered(proxy, cpus, table)
         else:
             spread_packets(proxy, "inside", cpus)
-            arrival = nullcontext()
+            place_flow_rules(behind, "backend", table, len(cpus))
         backend = Site(BACKEND, setup.port, setup.workers, place, capacity=room)
         end = (backend.address, backend.port)
-        command = HTTP_SERVERS["demo"].command(Mode.STOCK, backend)
+        command = fastsocket_command((), HTTP_SERVERS["demo"].command(Mode.FASTSOCKET, backend))
         site = Site(OUTSIDE, setup.port, setup.workers, place, capacity=room, backend=end)
         with (
             arrival,
@@ -113,7 +123,7 @@ def _proxied(setup: Setup, mode: Mode) -> Iterator[Stage]:
 
 
 @contextmanager
-def _delivered(proxy: Netspace, cpus: Sequence[int]) -> Iterator[None]:
+def _delivered(proxy: Netspace, cpus: Sequence[int], table: Mapping[int, int]) -> Iterator[None]:
     """Steer what the proxy gets from inside to the CPUs that opened the connections, for a block.
 
     Raises:
@@ -123,7 +133,7 @@ def _delivered(proxy: Netspace, cpus: Sequence[int]) -> Iterator[None]:
         device.attach(compile_rule(find_rule("rfd"), len(cpus)), "inside", cpus)
     try:
         with proxy.entered():
-            device.fill_slices("inside", local_slices().table(cpus))
+            device.fill_slices("inside", table)
         yield
     finally:
         with proxy.entered():
