@@ -93,7 +93,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def sides(launch: bool = False) -> tuple[Side, Side]:
+def sides(launch: bool = False, library: str = "libfsocket.so") -> tuple[Side, Side]:
     """Return stock and accelerated: by LD_PRELOAD, or under `fastsocket run` if launch is set."""
     if launch:
         # Not -m: the tests run in another folder, and PYTHONPATH would change what they test.
@@ -101,9 +101,7 @@ def sides(launch: bool = False) -> tuple[Side, Side]:
         code = f"{find}; from fastsocket.cli.main import main; main()"
         command = (sys.executable, "-c", code, "run", "--")
         return Side("stock"), Side("run", prefix=command)
-    return Side("stock"), Side(
-        "preload", variables={"LD_PRELOAD": str(native_file("libfsocket.so"))}
-    )
+    return Side("stock"), Side("preload", variables={"LD_PRELOAD": str(native_file(library))})
 
 
 @functools.cache
@@ -275,9 +273,10 @@ def main() -> int:
     """Compare, print the report, return 1 where something differs."""
     parser = argparse.ArgumentParser(description="CPython's tests with and without Fastsocket.")
     parser.add_argument("--launch", action="store_true", help="under fastsocket run")
+    parser.add_argument("--library", default="libfsocket.so", help="the one that is preloaded")
     parser.add_argument("modules", nargs="*", default=MODULES)
     chosen = parser.parse_args()
-    result = compare(chosen.modules, sides(chosen.launch))
+    result = compare(chosen.modules, sides(chosen.launch, chosen.library))
     print(result.text())
     return bool(result.different)
 
