@@ -39,7 +39,7 @@ def _leave_the_application() -> None:
     the application's.
     """
     libraries = os.environ.get("LD_PRELOAD", "").split(":")
-    others = [library for library in libraries if not library.endswith("libfsocket.so")]
+    others = [each for each in libraries if not each.rpartition("/")[2].startswith("libfsocket")]
     if others == libraries:
         return
     environment = {
