@@ -24,9 +24,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import fastsocket
-from fastsocket.native import native_file
+from fastsocket.native import library_name, native_file
 
-__all__ = ["DESELECTED", "MODULES", "Comparison", "Side", "compare", "judge", "read", "sides"]
+__all__ = [
+    "DESELECTED",
+    "EPOLL",
+    "MODULES",
+    "Comparison",
+    "Side",
+    "compare",
+    "judge",
+    "read",
+    "sides",
+]
 
 MODULES = (
     "test_socket",
@@ -50,6 +60,7 @@ MODULE_SECONDS = 150
 RERUNS = 4
 # More differences than this are no flakiness, and rerunning them all would take too long.
 MOST_RERUN = 60
+EPOLL = library_name("off", fast_epoll=True)
 SOURCES = Path(fastsocket.__file__).parents[1]
 WHOLE = " (the module did not finish)"
 # regrtest's progress line, "[ 3/37] test_select passed", and the ends that leave results.
@@ -61,11 +72,15 @@ ORDERLY = ("passed", "failed", "skipped", "run no tests", "ran no tests")
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One way of running the tests: the words before the command and the variables added."""
+    """One way of running the tests: the words before the command and the variables added.
+
+    Unless `watched` is false, each module has a thread that ends it when it takes too long.
+    """
 
     name: str
     prefix: tuple[str, ...] = ()
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    watched: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +108,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def sides(launch: bool = False) -> tuple[Side, Side]:
+def sides(launch: bool = False, library: str = "libfsocket.so") -> tuple[Side, Side]:
     """Return stock and accelerated: by LD_PRELOAD, or under `fastsocket run` if launch is set."""
     if launch:
         # Not -m: the tests run in another folder, and PYTHONPATH would change what they test.
@@ -101,9 +116,11 @@ def sides(launch: bool = False) -> tuple[Side, Side]:
         code = f"{find}; from fastsocket.cli.main import main; main()"
         command = (sys.executable, "-c", code, "run", "--")
         return Side("stock"), Side("run", prefix=command)
-    return Side("stock"), Side(
-        "preload", variables={"LD_PRELOAD": str(native_file("libfsocket.so"))}
-    )
+    # Fast epoll is for processes without threads.
+    watched = library != EPOLL
+    prefix = () if watched else ("timeout", f"{2 * MODULE_SECONDS}")
+    preload = {"LD_PRELOAD": str(native_file(library))}
+    return Side("stock", prefix, {}, watched), Side("preload", prefix, preload, watched)
 
 
 @functools.cache
@@ -219,8 +236,9 @@ def _start(side: Side, modules: Iterable[str], only: Sequence[str] = ()) -> _Run
         "test",
         "-W",
         "-j2",
-        f"--timeout={MODULE_SECONDS}",
     ]
+    if side.watched:
+        command.append(f"--timeout={MODULE_SECONDS}")
     # test_socketserver asks for the resource "network", though it stays on the loopback.
     command += ["-u", "network", "--tempdir", folder.name]
     command += ["--junit-xml", f"{folder.name}/results.xml", *selection]
@@ -275,9 +293,10 @@ def main() -> int:
     """Compare, print the report, return 1 where something differs."""
     parser = argparse.ArgumentParser(description="CPython's tests with and without Fastsocket.")
     parser.add_argument("--launch", action="store_true", help="under fastsocket run")
+    parser.add_argument("--library", default="libfsocket.so", help="the one that is preloaded")
     parser.add_argument("modules", nargs="*", default=MODULES)
     chosen = parser.parse_args()
-    result = compare(chosen.modules, sides(chosen.launch))
+    result = compare(chosen.modules, sides(chosen.launch, chosen.library))
     print(result.text())
     return bool(result.different)
 

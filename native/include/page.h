@@ -55,6 +55,14 @@ enum fs_help {
 	FS_HELP_ALWAYS,
 };
 
+/* Whether a worker's epoll_ctl calls wait for its next wait. */
+enum fs_fast_epoll {
+	FS_FAST_EPOLL_OFF, /* not asked for */
+	FS_FAST_EPOLL_ON,
+	FS_FAST_EPOLL_THREADS, /* its process has several threads */
+	FS_FAST_EPOLL_SHARED, /* its process forked, or began a program, when it had its epoll instance */
+};
+
 /* One thread that polls; one cache line, written by that thread alone. */
 struct fs_worker {
 	__u64 busy_since; /* shim: CLOCK_MONOTONIC in ns of the last return from a wait, 0 = polling */
@@ -66,7 +74,8 @@ struct fs_worker {
 	__u32 pinned; /* lock: 1 if Fastsocket pinned it */
 	__u64 opened; /* shim: connections whose port is of its CPU's slice */
 	__u64 borrowed; /* shim: connections that found no port there */
-	__u64 pad;
+	__u32 merged; /* shim: epoll_ctl calls that fast epoll did not make */
+	__u32 fast_epoll; /* shim: enum fs_fast_epoll */
 } __attribute__((aligned(64)));
 
 /* One listening socket of a listener. */

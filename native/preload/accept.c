@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 /* What accept() works on for this thread. */
 struct source {
@@ -155,7 +155,9 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 
 	if (entry->kind != FD_LISTENER) {
 		lean_accepting(fd);
-		return NEXT(accept4)(fd, addr, len, flags);
+		connection = NEXT(accept4)(fd, addr, len, flags);
+		fast_accepted(connection);
+		return connection;
 	}
 	source = source_of(entry, fd);
 	if (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED) &&
@@ -176,13 +178,18 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 		goes_on();
 		opened(entry, source.slot, connection);
 	}
+	fast_accepted(connection);
 	return connection;
 }
 
 EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 {
+	int connection;
+
 	if (fd_entry(fd)->kind == FD_LISTENER)
 		return accept4(fd, addr, len, 0);
 	lean_accepting(fd);
-	return NEXT(accept)(fd, addr, len);
+	connection = NEXT(accept)(fd, addr, len);
+	fast_accepted(connection);
+	return connection;
 }

@@ -4,7 +4,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 static COLD int close_special(int fd)
 {
@@ -25,6 +25,7 @@ EXPORT int close(int fd)
 {
 	struct fd_entry *entry = fd_entry(fd);
 
+	fast_closing(fd);
 	if (likely(entry->kind == FD_OTHER))
 		return NEXT(close)(fd);
 	if (unlikely(entry->kind != FD_CONNECTION))
@@ -42,7 +43,10 @@ long hook_syscall(long number, long a, long b, long c, long d, long e, long f) _
 /* libuv closes this way. */
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
-	return number == SYS_close ? close(a) : NEXT(syscall)(number, a, b, c, d, e, f);
+	if (number == SYS_close)
+		return close(a);
+	fast_raw(number);
+	return NEXT(syscall)(number, a, b, c, d, e, f);
 }
 #endif
 
@@ -68,6 +72,8 @@ EXPORT int dup2(int from, int to)
 {
 	lean_shared(from);
 	lean_shared(to);
+	fast_shared(from);
+	fast_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup2)(from, to);
@@ -77,6 +83,8 @@ EXPORT int dup3(int from, int to, int flags)
 {
 	lean_shared(from);
 	lean_shared(to);
+	fast_shared(from);
+	fast_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
 	return NEXT(dup3)(from, to, flags);

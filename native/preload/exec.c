@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 #define MOST 8 /* variables of ours */
 
@@ -64,6 +64,7 @@ static char *const *complete(char *const env[], char **room)
 	int size = size_of(env);
 
 	lean_spawn();
+	fast_spawns();
 	if (!hands_listener_on())
 		return env;
 	memcpy(room, env, size * sizeof(*room));
@@ -141,6 +142,7 @@ EXPORT int system(const char *command)
 	int pinned = fs_unpin(), result;
 
 	lean_spawn();
+	fast_spawns();
 	result = NEXT(system)(command);
 	fs_pin_again(pinned);
 	return result;
@@ -152,6 +154,7 @@ EXPORT FILE *popen(const char *command, const char *type)
 	FILE *result;
 
 	lean_spawn();
+	fast_spawns();
 	result = NEXT(popen)(command, type);
 	fs_pin_again(pinned);
 	return result;

@@ -217,6 +217,9 @@ void fs_register_process(void);
 void fs_before_fork(void);
 void fs_after_fork_in_child(void);
 
+/* share.c */
+void fs_passes(const struct msghdr *message);
+
 /* exec.c */
 void fs_environment_keep(void);
 

@@ -2,9 +2,9 @@
 /*
  * The one list of intercepted functions: HOOK(result, name, parameters, arguments).
  * It is expanded for the pointers to the next definition, for their lookup and for the
- * exported names (exports.map is checked against it by a test). The core is in both libraries,
- * the rest is not in libfsocket-plain.so: where connections are left as they are, nobody's reads
- * and writes take a way through us.
+ * exported names (exports.map is checked against it by a test). libfsocket-plain.so has the core,
+ * libfsocket-epoll.so what shares descriptors, too, libfsocket.so everything: where connections are
+ * left as they are, nobody's reads and writes take a way through us.
  */
 /* clang-format off */
 #define FS_CORE_HOOKS(HOOK) \
@@ -48,6 +48,16 @@
 	HOOK(int, system, (const char *command), (command)) \
 	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
 
+/* What gives a descriptor a second owner, and what makes an epoll instance. */
+#define FS_SHARE_HOOKS(HOOK) \
+	HOOK(int, dup, (int fd), (fd)) \
+	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
+	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
+	HOOK(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags)) \
+	HOOK(pid_t, vfork, (void), ()) \
+	HOOK(int, epoll_create, (int size), (size)) \
+	HOOK(int, epoll_create1, (int flags), (flags))
+
 /* What reads; recvmsg is in the core. */
 #define FS_READ_HOOKS(HOOK) \
 	HOOK(ssize_t, read, (int fd, void *data, size_t size), (fd, data, size)) \
@@ -58,19 +68,15 @@
 	HOOK(ssize_t, recvfrom, (int fd, void *data, size_t size, int flags, struct sockaddr *addr, socklen_t *len), (fd, data, size, flags, addr, len)) \
 	HOOK(ssize_t, __recvfrom_chk, (int fd, void *data, size_t size, size_t room, int flags, struct sockaddr *addr, socklen_t *len), (fd, data, size, room, flags, addr, len))
 
-/* What else moves bytes or shares a descriptor. */
+/* What else moves bytes; sendmsg passes descriptors on, too. */
 #define FS_IO_HOOKS(HOOK) \
 	HOOK(ssize_t, write, (int fd, const void *data, size_t size), (fd, data, size)) \
 	HOOK(ssize_t, writev, (int fd, const struct iovec *parts, int count), (fd, parts, count)) \
 	HOOK(ssize_t, send, (int fd, const void *data, size_t size, int flags), (fd, data, size, flags)) \
 	HOOK(ssize_t, sendto, (int fd, const void *data, size_t size, int flags, const struct sockaddr *addr, socklen_t len), (fd, data, size, flags, addr, len)) \
-	HOOK(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags)) \
 	HOOK(ssize_t, sendfile, (int out, int in, off_t *offset, size_t count), (out, in, offset, count)) \
 	HOOK(ssize_t, sendfile64, (int out, int in, off_t *offset, size_t count), (out, in, offset, count)) \
-	HOOK(ssize_t, splice, (int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags), (in, in_offset, out, out_offset, size, flags)) \
-	HOOK(int, dup, (int fd), (fd)) \
-	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
-	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value))
+	HOOK(ssize_t, splice, (int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags), (in, in_offset, out, out_offset, size, flags))
 
 /* What may sleep: promises to clients are kept before. */
 #define FS_SLEEP_HOOKS(HOOK) \
@@ -99,12 +105,10 @@
 	HOOK(int, flock, (int fd, int operation), (fd, operation)) \
 	HOOK(int, getaddrinfo, (const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **result), (node, service, hints, result))
 
-/* What gives descriptors to another program. */
-#define FS_SPAWN_HOOKS(HOOK) \
-	HOOK(pid_t, vfork, (void), ())
-
-#ifdef FS_LEAN
-#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_READ_HOOKS(HOOK) FS_IO_HOOKS(HOOK) FS_SLEEP_HOOKS(HOOK) FS_SPAWN_HOOKS(HOOK)
+#if defined(FS_LEAN)
+#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_SHARE_HOOKS(HOOK) FS_READ_HOOKS(HOOK) FS_IO_HOOKS(HOOK) FS_SLEEP_HOOKS(HOOK)
+#elif defined(FS_EPOLL)
+#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_SHARE_HOOKS(HOOK)
 #else
 #define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK)
 #endif

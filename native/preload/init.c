@@ -6,7 +6,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 #define MOST_FDS (1 << 20)
 
@@ -103,6 +103,7 @@ __attribute__((constructor)) static void start(void)
 	fs_keeper_find();
 	fs_resume_find();
 	lean_start();
+	fast_start();
 	sched_getaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
 	__register_atfork(fs_before_fork, NULL, in_child, NULL);
 	fs_adopt_inherited();

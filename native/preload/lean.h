@@ -36,6 +36,7 @@
 #define lean_read_ends(fd, result) (result)
 #define lean_polls(fd, op, event) ((void)(fd), (void)(op), (void)(event))
 #define lean_wait_begins(blocks) ((void)(blocks))
+#define lean_may_sleep(why) ((void)(why))
 
 #else
 

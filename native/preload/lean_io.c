@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * The wrappers of what reads, writes and shares connections. Each is the plain call, except
+ * The wrappers of what reads and writes connections. Each is the plain call, except
  * that a write which is expected to be a connection's last leaves its end with the kernel
  * (MSG_MORE), for the close that follows.
  */
@@ -14,10 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "lean.h"
-
-/* A definition by the name of a function whose declared parameters vary. */
-#define NAMED(name) __asm__(name) __attribute__((visibility("default")))
+#include "epoll.h"
 
 /* What is off the short way is in functions of its own, so that this is short indeed. */
 #define READER(type, name, parameters, arguments)                               \
@@ -139,32 +136,12 @@ EXPORT ssize_t sendto(int fd, const void *data, size_t size, int flags, const st
 	return lean_write_ends(fd, NEXT(sendto)(fd, data, size, flags, addr, len), held);
 }
 
-/* Connections that are passed to another process are two processes' from then on. */
-static __attribute__((noinline, cold)) void passes(const struct msghdr *message)
-{
-	struct msghdr *own = (struct msghdr *)message; /* the macros want it writable */
-
-	for (struct cmsghdr *head = CMSG_FIRSTHDR(own); head; head = CMSG_NXTHDR(own, head)) {
-		const unsigned char *data = CMSG_DATA(head);
-
-		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t at = 0; CMSG_LEN(at + sizeof(int)) <= head->cmsg_len;
-		     at += sizeof(int)) {
-			int fd;
-
-			memcpy(&fd, data + at, sizeof(fd));
-			lean_shared(fd);
-		}
-	}
-}
-
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
 	int held, control = message && message->msg_controllen;
 
 	if (unlikely(control))
-		passes(message);
+		fs_passes(message);
 	if (!lean_concerns(fd_entry(fd)))
 		return NEXT(sendmsg)(fd, message, flags);
 	held = lean_write_begins(fd, flags) && !control;
@@ -226,38 +203,6 @@ EXPORT ssize_t splice(int in, off_t *in_offset, int out, off_t *out_offset, size
 	return lean_write_ends(out, result, 0);
 }
 
-/* Descriptors */
-
-EXPORT int dup(int fd)
-{
-	lean_shared(fd);
-	return NEXT(dup)(fd);
-}
-
-int hook_fcntl(int fd, int command, void *value) NAMED("fcntl");
-int hook_fcntl64(int fd, int command, void *value) NAMED("fcntl64");
-long hook_syscall(long number, long a, long b, long c, long d, long e, long f) NAMED("syscall");
-
-static inline void before_fcntl(int fd, int command)
-{
-	if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
-		lean_shared(fd);
-	else if (command == F_SETLKW || command == F_OFD_SETLKW)
-		lean_may_sleep(FS_SLEPT);
-}
-
-int hook_fcntl(int fd, int command, void *value)
-{
-	before_fcntl(fd, command);
-	return NEXT(fcntl)(fd, command, value);
-}
-
-int hook_fcntl64(int fd, int command, void *value)
-{
-	before_fcntl(fd, command);
-	return NEXT(fcntl64)(fd, command, value);
-}
-
 static inline int futex_waits(long operation)
 {
 	operation &= FUTEX_CMD_MASK;
@@ -265,12 +210,16 @@ static inline int futex_waits(long operation)
 	       operation != FUTEX_UNLOCK_PI;
 }
 
+long hook_syscall(long number, long a, long b, long c, long d, long e, long f) __asm__("syscall")
+	__attribute__((visibility("default")));
+
 /* libuv closes this way, and Rust waits for locks. */
 long hook_syscall(long number, long a, long b, long c, long d, long e, long f)
 {
-	switch (number) {
-	case SYS_close:
+	if (number == SYS_close)
 		return close(a);
+	fast_raw(number);
+	switch (number) {
 	case SYS_futex:
 		if (futex_waits(b))
 			lean_may_sleep(FS_SLEPT);

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 struct fs_page *fs_page;
 struct listener fs_listeners[FS_MAX_LISTENERS];
@@ -159,6 +159,7 @@ static void note_fork(const struct listener *l)
 void fs_before_fork(void)
 {
 	lean_spawn();
+	fast_spawns();
 	if (fs_page)
 		__atomic_fetch_add(&fs_page->forks, 1, __ATOMIC_RELAXED);
 	if (fs_listener_count)

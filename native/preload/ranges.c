@@ -7,7 +7,7 @@
 #include <linux/close_range.h>
 #include <unistd.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 /* What the descriptor was counts no longer. */
 static void forget(int fd)
@@ -28,6 +28,7 @@ static int close_around(unsigned first, unsigned last, int flags)
 	unsigned end = last < fs_fd_count ? last + 1 : fs_fd_count;
 	int result = 0;
 
+	fast_spawns(); /* whatever goes, goes unseen */
 	for (unsigned fd = first; fd < end; fd++)
 		if (fd_entry(fd)->kind != FD_OTHER && fd_entry(fd)->kind != FD_PRIVATE)
 			forget(fd);

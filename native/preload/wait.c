@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 #define WAITS_TO_SETTLE 128 /* a system call more in so many waits */
 
@@ -105,10 +105,15 @@ static COLD int epoll_ctl_special(int epfd, int op, int fd, struct epoll_event *
 		   NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 
-EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+static inline int epoll_ctl_now(int epfd, int op, int fd, struct epoll_event *event)
 {
 	return likely(fd_entry(fd)->kind <= FD_CONNECTION) ? NEXT(epoll_ctl)(epfd, op, fd, event) :
 							     epoll_ctl_special(epfd, op, fd, event);
+}
+
+EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+	return fast_ctl(epfd, op, fd, event, epoll_ctl_now);
 }
 
 /* Whether a wait with that limit, or without one, can sleep. */
@@ -129,6 +134,7 @@ static inline void wait_begins(int blocks)
 
 static inline void wait_ends(void)
 {
+	fast_wait_ends();
 	if (fs_worker)
 		fs_worker->busy_since = fs_now();
 }
@@ -139,7 +145,11 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
 
 	fs_last_epfd = epfd;
 	wait_begins(timeout != 0);
-	result = NEXT(epoll_wait)(epfd, events, max, timeout);
+	fast_wait_begins(timeout == 0);
+	do
+		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
+					  NEXT(epoll_wait)(epfd, events, max, timeout);
+	while (fast_hides(epfd, events, max, &result));
 	wait_ends();
 	return result;
 }
@@ -151,7 +161,11 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
 
 	fs_last_epfd = epfd;
 	wait_begins(timeout != 0);
-	result = NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
+	fast_wait_begins(timeout == 0);
+	do
+		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
+					  NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
+	while (fast_hides(epfd, events, max, &result));
 	wait_ends();
 	return result;
 }
@@ -163,7 +177,11 @@ EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max,
 
 	fs_last_epfd = epfd;
 	wait_begins(blocks_for(timeout));
-	result = NEXT(epoll_pwait2)(epfd, events, max, timeout, mask);
+	fast_wait_begins(!blocks_for(timeout));
+	do
+		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
+					  NEXT(epoll_pwait2)(epfd, events, max, timeout, mask);
+	while (fast_hides(epfd, events, max, &result));
 	wait_ends();
 	return result;
 }
@@ -185,7 +203,10 @@ static inline int poll_begins(const struct pollfd *fds, nfds_t count, int blocks
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
 	wait_begins(blocks);
-	return unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
+	if (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED))
+		return 1;
+	fast_wait_begins(0);
+	return 0;
 }
 
 static inline int select_begins(int count, const fd_set *in, int blocks)
@@ -195,7 +216,10 @@ static inline int select_begins(int count, const fd_set *in, int blocks)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
 	wait_begins(blocks);
-	return unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
+	if (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED))
+		return 1;
+	fast_wait_begins(0);
+	return 0;
 }
 
 EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout)

@@ -5,11 +5,16 @@ from pathlib import Path
 
 from fastsocket.errors import FastsocketError
 
-__all__ = ["LIBRARIES", "NATIVE_DIR", "native_file"]
+__all__ = ["LIBRARIES", "NATIVE_DIR", "library_name", "native_file"]
 
-# What is preloaded, by the parameter `lean`.
+# What is preloaded, by the parameter `lean`; the second alone lacks fast epoll.
 LIBRARIES = {"auto": "libfsocket.so", "off": "libfsocket-plain.so"}
 NATIVE_DIR = Path(__file__).parent / "_native"
+
+
+def library_name(lean: str, fast_epoll: bool) -> str:
+    """Return the name of the library that has what these parameters ask for, and no more."""
+    return "libfsocket-epoll.so" if fast_epoll and lean == "off" else LIBRARIES[lean]
 
 
 def native_file(name: str) -> Path:

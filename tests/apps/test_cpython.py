@@ -21,6 +21,18 @@ LAUNCHED = (
     "test_asyncio.test_streams",
 )
 
+# With fast epoll: what selects, and what waits for connections that it accepted.
+FAST_EPOLL = (
+    "test_epoll",
+    "test_select",
+    "test_selectors",
+    "test_asyncio.test_selector_events",
+    "test_asyncio.test_server",
+    "test_asyncio.test_sendfile",
+    "test_asyncio.test_sock_lowlevel",
+    "test_asyncio.test_streams",
+)
+
 # What a faulty library would offer.
 FORGETS_CLOEXEC = """
 #include <sys/syscall.h>
@@ -44,6 +56,11 @@ def check(result: cpython.Comparison, fewest: int) -> None:
 
 def test_preloaded() -> None:
     check(cpython.compare(cpython.MODULES, cpython.sides()), fewest=2500)
+
+
+def test_fast_epoll() -> None:
+    """What waits with epoll, in processes without the threads that would switch it off."""
+    check(cpython.compare(FAST_EPOLL, cpython.sides(library=cpython.EPOLL)), fewest=200)
 
 
 def test_launched() -> None:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.apps
 ROOT = Path(__file__).parents[2]
 PARTS = (
     "libfsocket.so",
+    "libfsocket-epoll.so",
     "libfsocket-plain.so",
     "select.bpf.o",
     "fastsocket-demo",

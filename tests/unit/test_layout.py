@@ -12,12 +12,13 @@ import pytest
 
 from fastsocket.app import protocol
 from fastsocket.listen import layout
-from fastsocket.native import LIBRARIES, native_file
+from fastsocket.native import LIBRARIES, library_name, native_file
 
 pytestmark = pytest.mark.unit
 
 NATIVE = Path(__file__).parents[2] / "native"
 PRELOAD = NATIVE / "preload"
+EPOLL = library_name("off", fast_epoll=True)
 # Kinds of include/uapi/linux/btf.h that are used here, and the bytes that follow a type's head.
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, TYPEDEF = 1, 2, 3, 4, 5, 6, 8
 QUALIFIERS = (9, 10, 11)
@@ -147,6 +148,7 @@ def enum_values(path: str, name: str, prefix: str) -> dict[str, int]:
         ("include/page.h", "fs_policy", "FS_POLICY_", layout.Policy),
         ("include/page.h", "fs_slot_state", "FS_SLOT_", layout.SlotState),
         ("include/page.h", "fs_means", "FS_MEANS_", layout.Means),
+        ("include/page.h", "fs_fast_epoll", "FS_FAST_EPOLL_", layout.FastEpoll),
         ("include/page.h", "fs_contradiction", "FS_", layout.Contradiction),
         ("include/keeper.h", "fs_op", "FS_OP_", protocol.Op),
     ],
@@ -172,10 +174,11 @@ def test_requests() -> None:
 
 
 def hooks(library: str) -> set[str]:
-    """Return the functions that a library intercepts: the core, or that and all others."""
+    """Return the functions that a library intercepts: the core, that and some others, or all."""
     text = (PRELOAD / "hooks.h").read_text()
-    if library == LIBRARIES["off"]:
-        text = text.partition("#define FS_READ_HOOKS")[0]
+    ends = {LIBRARIES["off"]: "#define FS_SHARE_HOOKS", EPOLL: "#define FS_READ_HOOKS"}
+    if library in ends:
+        text = text.partition(ends[library])[0]
     found = set(re.findall(r"HOOK\([\w *]+, (\w+),", text))
     found.discard("name")  # of the comment that says what a row is
     assert len(found) > 20
@@ -195,7 +198,7 @@ def test_exports_are_the_hooks() -> None:
     assert all(name.startswith("fsocket_") for name in extra), extra
 
 
-@pytest.mark.parametrize("name", LIBRARIES.values())
+@pytest.mark.parametrize("name", [*LIBRARIES.values(), EPOLL])
 def test_library_defines_its_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook without a wrapper would be exported by nobody.
 

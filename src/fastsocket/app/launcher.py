@@ -19,7 +19,7 @@ from fastsocket.host.limits import live_limits
 from fastsocket.host.safety import require_trusted
 from fastsocket.host.topology import order_physical_first, read_topology
 from fastsocket.listen.page import StatusPage
-from fastsocket.native import LIBRARIES, native_file
+from fastsocket.native import library_name, native_file
 
 if TYPE_CHECKING:
     from fastsocket.app.deliver import Deliver
@@ -87,6 +87,7 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
     if words := _lean_words(parameters):
         environment["FASTSOCKET_LEAN"] = ",".join(words)
+    environment["FASTSOCKET_FAST_EPOLL"] = str(parameters.enable_fast_epoll)
     return environment
 
 
@@ -158,7 +159,7 @@ def launch(
         if deliver:
             undo.callback(deliver.close)  # unless the keeper has it, nobody else would
         if preloads:
-            library = native_file(LIBRARIES[parameters.lean])
+            library = native_file(library_name(parameters.lean, bool(parameters.enable_fast_epoll)))
             require_trusted(library)
             environment = _environment(library, parameters)
             environment.update(deliver.environment if deliver else {})

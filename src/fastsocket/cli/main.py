@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastsocket.errors import FastsocketError
-from fastsocket.native import LIBRARIES
 
 __all__ = ["main"]
 
@@ -40,8 +39,7 @@ def _leave_the_application() -> None:
     the application's.
     """
     libraries = os.environ.get("LD_PRELOAD", "").split(":")
-    ours = tuple(LIBRARIES.values())
-    others = [library for library in libraries if not library.endswith(ours)]
+    others = [each for each in libraries if not each.rpartition("/")[2].startswith("libfsocket")]
     if others == libraries:
         return
     environment = {

@@ -28,6 +28,11 @@ __all__ = ["command"]
     help="Local ports of outgoing connections tell the CPU that opened them.",
 )
 @click.option(
+    "--fast-epoll/--no-fast-epoll",
+    default=None,
+    help="epoll_ctl calls wait for the next wait for events, and are merged until then.",
+)
+@click.option(
     "--local-fast-path",
     metavar="PORT",
     type=click.IntRange(1, 65535),
@@ -54,6 +59,7 @@ def command(
     config: Path | None,
     listen_spawn: int | None,
     receive_flow_deliver: bool | None,
+    fast_epoll: bool | None,
     local_fast_path: int | None,
     lean: str | None,
     defer_accept: bool | None,
@@ -79,4 +85,6 @@ def command(
         flags["fast_open"] = int(fast_open)
     if receive_flow_deliver is not None:
         flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
+    if fast_epoll is not None:
+        flags["enable_fast_epoll"] = int(fast_epoll)
     launch(cmd, checked(flags, "the command line", parameters), local_fast_path)

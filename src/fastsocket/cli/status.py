@@ -2,6 +2,7 @@
 """`fastsocket status`: what is active, what is missing and why."""
 
 import json
+from collections import Counter
 from textwrap import shorten
 from typing import Any
 
@@ -22,6 +23,10 @@ MEANS = {
     "defer": "wake-up only when the request is there",
     "hold": "answer and FIN in one segment",
     "ack": "no lone ACK of a request",
+}
+NO_FAST_EPOLL = {
+    "threads": "their process has several threads",
+    "shared": "their process forked or started a program when it had its epoll instance",
 }
 TIERS = {
     "migrate": "chosen by CPU and load; a closed slot's connections move on",
@@ -77,8 +82,21 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         _show_local(console, status["local"])
     if status.get("deliver"):  # a keeper from before an upgrade does not tell
         _show_deliver(console, status)
+    _show_fast_epoll(console, status)
     for listener in status["listeners"]:
         _show_listener(console, listener)
+
+
+def _show_fast_epoll(console: Console, status: dict[str, Any]) -> None:
+    workers = [slot for slot in _slots(status) if slot.get("fast_epoll", "off") != "off"]
+    if not workers:
+        return
+    merged = sum(slot["merged"] for slot in workers)
+    states = Counter(slot["fast_epoll"] for slot in workers)
+    console.print(f"  fast epoll: {states['on']} workers, {merged} epoll_ctl calls merged away")
+    for state, why in NO_FAST_EPOLL.items():
+        if states[state]:
+            console.print(f"    off in {states[state]} workers: {why}")
 
 
 def _show_deliver(console: Console, status: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "NO_CPU",
     "VERSION",
     "Contradiction",
+    "FastEpoll",
     "Lean",
     "LeanMeans",
     "Listener",
@@ -92,6 +93,15 @@ class Contradiction(IntEnum):
     VARIED = 8
 
 
+class FastEpoll(IntEnum):
+    """Whether a worker's epoll_ctl calls wait for its next wait, and why they no longer do."""
+
+    OFF = 0
+    ON = 1
+    THREADS = 2
+    SHARED = 3
+
+
 class Worker(ctypes.Structure):
     """struct fs_worker."""
 
@@ -105,7 +115,8 @@ class Worker(ctypes.Structure):
         ("pinned", c_uint32),
         ("opened", c_uint64),
         ("borrowed", c_uint64),
-        ("pad", c_uint64),
+        ("merged", c_uint32),
+        ("fast_epoll", c_uint32),
     )
 
 

@@ -16,7 +16,7 @@ from fastsocket.bpf.objects import map_by_id
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
-from fastsocket.listen.layout import NO_CPU, Means, Page, Policy, SlotState, Tier
+from fastsocket.listen.layout import NO_CPU, FastEpoll, Means, Page, Policy, SlotState, Tier
 from fastsocket.listen.lean import lean_snapshot
 from fastsocket.listen.queues import Queue
 
@@ -116,8 +116,10 @@ def snapshot(
     and ``dropped`` (by that queue; both None where the kernel does not tell, this one also with
     lean connections, where it counts the ACKs of deferred ones), ``unserved_ms`` (for how long
     connections have waited and none was accepted), ``busy`` (whether its worker is away from its
-    wait), ``opened`` (connections that its worker opened from a port of its CPU) and ``borrowed``
-    (from another port, because those were used up).
+    wait), ``opened`` (connections that its worker opened from a port of its CPU), ``borrowed``
+    (from another port, because those were used up), ``fast_epoll`` (of its worker: ``off`` where not
+    asked for, ``on``, or why no longer: ``threads``, ``shared``) and ``merged`` (its epoll_ctl calls
+    that were not made).
 
     Args:
         page: Of an application, which may have scribbled over it.
@@ -216,4 +218,6 @@ def _slot(
         "busy": worker.busy_since != 0,
         "opened": worker.opened,
         "borrowed": worker.borrowed,
+        "fast_epoll": _name(FastEpoll, worker.fast_epoll),
+        "merged": worker.merged,
     }

@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Fast epoll: epoll_ctl() of accepted connections is done before the next wait, and then only what is
+ * left to do. What it returns is what the kernel would have returned, so a call waits only where
+ * that is known: the connection was seen when it was accepted, no other descriptor, process or
+ * thread has it, and the epoll instance was seen when it was made. Whatever ends this certainty
+ * has all that waits done first, and from then on calls are plain ones.
+ *
+ * A deletion outlasts waits that only look (asyncio makes one between it and the close) where its
+ * events can be told from others' and taken out.
+ *
+ * All of it is for processes with one thread, so there are no locks; a signal handler may come at
+ * any time and finds `busy` set where it must leave the queue alone.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "epoll.h"
+
+#define MOST 64 /* descriptors whose calls wait */
+#define ODD_EVENTS (EPOLLEXCLUSIVE | EPOLLWAKEUP) /* with rules of their own */
+#define EACH_COUNTS (EPOLLET | EPOLLONESHOT) /* setting them again makes the kernel look again */
+
+#ifdef FS_LEAN
+#define DEFAULT "0" /* preloaded for something else */
+#else
+#define DEFAULT "1"
+#endif
+
+enum fast_kind {
+	STRANGER,
+	INSTANCE, /* an epoll instance of this process alone */
+	CONNECTION, /* accepted, and of this process alone */
+};
+
+struct fast_watch *fast_watches;
+unsigned fast_kept, fast_refusals;
+
+static uint32_t era = 1, births, alive; /* instances, ever and in this era */
+static int queue[MOST]; /* whose calls wait; done or undone ones stay until the next flush */
+static unsigned queued;
+static volatile int busy; /* a wait or a change of the queue is under way */
+static int merged; /* calls that were not made, since that was last published */
+static enum fs_fast_epoll state = FS_FAST_EPOLL_ON;
+
+/* Since glibc 2.32: 0 while there may be other threads. */
+extern char __libc_single_threaded __attribute__((weak));
+
+static inline int alone(void)
+{
+	return likely(__libc_single_threaded);
+}
+
+COLD void fast_start(void)
+{
+	const char *wanted = getenv("FASTSOCKET_FAST_EPOLL");
+	void *table;
+
+	if (atoi(wanted ? wanted : DEFAULT) != 1 || !fs_fds || !&__libc_single_threaded)
+		return;
+	table = mmap(NULL, fs_fd_count * sizeof(*fast_watches), PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (table != MAP_FAILED)
+		fast_watches = table;
+}
+
+static inline struct fast_watch *known(int fd, enum fast_kind kind)
+{
+	struct fast_watch *w = (unsigned)fd < fs_fd_count ? &fast_watches[fd] : NULL;
+
+	return w && w->kind == kind && w->era == era ? w : NULL;
+}
+
+/* To a signal handler, what is written before is. */
+static inline void set_busy(int value)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	busy = value;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/* Make the call that waits for `fd`. What fails for lack of memory goes on waiting; of other
+ * failures the cause was not seen, so nothing is known any more.
+ */
+static void apply(int fd, struct fast_watch *w)
+{
+	struct epoll_event event = {.events = w->wanted, .data.u64 = w->wanted_data};
+	int op = __atomic_exchange_n(&w->op, 0, __ATOMIC_ACQ_REL), saved = errno;
+
+	if (!op)
+		return;
+	merged--;
+	if (NEXT(epoll_ctl)(w->epfd, op, fd, &event) == 0) {
+		w->events = event.events;
+		w->data = event.data.u64;
+		w->birth = op == EPOLL_CTL_DEL ? 0 : w->birth;
+	} else if (op == EPOLL_CTL_ADD && (errno == ENOSPC || errno == ENOMEM)) {
+		w->op = op;
+		merged++;
+	} else {
+		w->kind = STRANGER;
+	}
+	errno = saved;
+}
+
+static int outlasts(const struct fast_watch *w)
+{
+	const struct fast_watch *instance = known(w->epfd, INSTANCE);
+
+	return w->op == EPOLL_CTL_DEL && instance && instance->by_fd;
+}
+
+/* Make the calls that wait; with `keeps` not the deletions that can wait on. */
+static void flush(int keeps, int nested)
+{
+	unsigned left = 0, kept = 0, refused = 0;
+
+	for (unsigned i = 0; i < queued; i++) {
+		int fd = queue[i];
+		struct fast_watch *w = &fast_watches[fd];
+
+		if (!keeps || !outlasts(w))
+			apply(fd, w);
+		kept += w->op == EPOLL_CTL_DEL;
+		refused += w->op == EPOLL_CTL_ADD;
+		if (w->op && !nested)
+			queue[left++] = fd;
+	}
+	if (!nested)
+		queued = left;
+	fast_kept = kept;
+	fast_refusals = refused;
+}
+
+/* Nothing is known any more of what is open now. */
+static COLD void forget_all(enum fs_fast_epoll why)
+{
+	flush(0, busy);
+	era++;
+	if (alive)
+		state = why;
+	alive = 0;
+}
+
+/* Threads are noticed by what they do next. */
+static inline int is_alone(void)
+{
+	if (unlikely(!alone() && alive))
+		forget_all(FS_FAST_EPOLL_THREADS);
+	return alone();
+}
+
+static int waits(int fd, struct fast_watch *w, int op, const struct epoll_event *event)
+{
+	if (event) {
+		w->wanted = event->events;
+		w->wanted_data = event->data.u64;
+	}
+	if (!w->op)
+		queue[queued++] = fd;
+	w->op = op;
+	merged++;
+	return 1;
+}
+
+/* The call that waits for it is not needed, nor is this one. */
+static int undone(struct fast_watch *w)
+{
+	w->op = 0;
+	merged++;
+	return 1;
+}
+
+/* Whether a call can wait, and its outcome is success. */
+static int defer(const struct fast_watch *instance, int epfd, int op, int fd, struct fast_watch *w,
+		 const struct epoll_event *event)
+{
+	int has = w->birth == instance->birth && w->op != EPOLL_CTL_DEL;
+
+	if (op == EPOLL_CTL_DEL) {
+		if (!has || w->op != EPOLL_CTL_ADD)
+			return has && waits(fd, w, op, NULL);
+		w->birth = 0;
+		return undone(w);
+	}
+	if (!event || event->events & ODD_EVENTS)
+		return 0;
+	if (op == EPOLL_CTL_ADD) {
+		if (w->birth || w->op)
+			return 0;
+		w->birth = instance->birth;
+		w->epfd = epfd;
+		return waits(fd, w, op, event);
+	}
+	if (op != EPOLL_CTL_MOD || !has)
+		return 0;
+	if (w->op != EPOLL_CTL_ADD && w->events == event->events && w->data == event->data.u64 &&
+	    !(event->events & EACH_COUNTS))
+		return undone(w);
+	return waits(fd, w, w->op ? w->op : op, event);
+}
+
+/* What a plain call changed. A connection that a second instance has, or one that we do not know,
+ * is left alone for good.
+ */
+static void learn(const struct fast_watch *instance, int epfd, int op, struct fast_watch *w,
+		  const struct epoll_event *event)
+{
+	if (!instance || (w->birth && w->birth != instance->birth) ||
+	    (op != EPOLL_CTL_DEL && event->events & ODD_EVENTS)) {
+		w->kind = STRANGER;
+	} else if (op == EPOLL_CTL_DEL) {
+		w->birth = 0;
+	} else {
+		w->birth = instance->birth;
+		w->epfd = epfd;
+		w->events = event->events;
+		w->data = event->data.u64;
+	}
+}
+
+int fast_ctl_watched(int epfd, int op, int fd, struct epoll_event *event, fast_plain *plain)
+{
+	int certain = is_alone() && !busy, result, deferred;
+	struct fast_watch *instance = known(epfd, INSTANCE), *w = known(fd, CONNECTION);
+
+	if (instance && op != EPOLL_CTL_DEL && event && event->data.fd != fd)
+		instance->by_fd = 0;
+	if (certain && instance && w) {
+		set_busy(1);
+		if (queued == MOST)
+			flush(0, 0);
+		deferred = queued < MOST && defer(instance, epfd, op, fd, w, event);
+		set_busy(0);
+		if (deferred)
+			return 0;
+	}
+	if (w)
+		apply(fd, w);
+	else
+		fast_shared(fd); /* an instance in another */
+	result = plain(epfd, op, fd, event);
+	if (w && !certain)
+		w->kind = STRANGER;
+	else if (w && result == 0)
+		learn(instance, epfd, op, w, event);
+	return result;
+}
+
+static void see(int fd, enum fast_kind kind, uint32_t birth)
+{
+	if ((unsigned)fd < fs_fd_count)
+		fast_watches[fd] = (struct fast_watch){.kind = is_alone() ? kind : STRANGER,
+						       .birth = birth,
+						       .by_fd = 1,
+						       .era = era};
+}
+
+void fast_accepted_watched(int fd)
+{
+	see(fd, CONNECTION, 0);
+}
+
+static int created(int epfd)
+{
+	if (fast_watches && epfd >= 0) {
+		see(epfd, INSTANCE, ++births);
+		if (alone()) {
+			state = FS_FAST_EPOLL_ON;
+			alive++;
+		}
+	}
+	return epfd;
+}
+
+EXPORT int epoll_create(int size)
+{
+	return created(NEXT(epoll_create)(size));
+}
+
+EXPORT int epoll_create1(int flags)
+{
+	return created(NEXT(epoll_create1)(flags));
+}
+
+/* The instance goes, and what waits for it is not needed. */
+static void drop_instance(int epfd)
+{
+	for (unsigned i = 0; i < queued; i++) {
+		struct fast_watch *w = &fast_watches[queue[i]];
+
+		if (w->epfd == epfd)
+			w->op = 0;
+	}
+}
+
+/* The kernel forgets what nobody has open. Another thread may still be in a call with it, and a
+ * handler may have come while we were about to make the call.
+ */
+void fast_closing_watched(int fd)
+{
+	struct fast_watch *w = &fast_watches[fd];
+
+	if (known(fd, INSTANCE))
+		drop_instance(fd);
+	else if (!alone() || busy)
+		apply(fd, w);
+	w->op = 0;
+	w->kind = STRANGER;
+}
+
+/* Before another descriptor or process has it too. */
+void fast_shared(int fd)
+{
+	struct fast_watch *w;
+
+	if (!fast_watches)
+		return;
+	w = known(fd, CONNECTION);
+	if (w)
+		apply(fd, w);
+	else if ((w = known(fd, INSTANCE)))
+		flush(0, busy);
+	if (w)
+		w->kind = STRANGER;
+}
+
+/* Before a fork of any kind, or an exec. */
+void fast_spawns(void)
+{
+	if (fast_watches)
+		forget_all(FS_FAST_EPOLL_SHARED);
+}
+
+/* Before a system call that does not come through its wrapper. */
+void fast_raw(long number)
+{
+	switch (number) {
+#ifdef SYS_fork
+	case SYS_fork:
+	case SYS_vfork:
+	case SYS_dup2:
+#endif
+	case SYS_clone:
+	case SYS_clone3:
+	case SYS_execve:
+	case SYS_execveat:
+	case SYS_dup:
+	case SYS_dup3:
+	case SYS_fcntl:
+	case SYS_sendmsg:
+	case SYS_sendmmsg:
+	case SYS_close_range:
+	case SYS_epoll_ctl:
+	case SYS_io_uring_setup:
+		fast_spawns();
+		break;
+	default: /* it may be a wait */
+		if (queued)
+			flush(0, busy);
+	}
+}
+
+void fast_wait_begins_watched(int keeps)
+{
+	int nested = busy;
+
+	if (is_alone())
+		set_busy(nested + 1);
+	if (queued)
+		flush(keeps, nested);
+	else
+		fast_kept = fast_refusals = 0;
+	if (fs_worker) {
+		fs_worker->fast_epoll = state;
+		fs_worker->merged += merged;
+		merged = 0;
+	}
+}
+
+void fast_wait_ends(void)
+{
+	if (busy && alone())
+		set_busy(busy - 1);
+}
+
+/* A wait while the kernel has no memory for some connections, of which the application was told
+ * that they are there: it is as if they were in trouble, until it closes them or there is memory.
+ */
+COLD int fast_wait_refused(int epfd, struct epoll_event *events, int max)
+{
+	int count = NEXT(epoll_wait)(epfd, events, max, 0);
+
+	for (unsigned i = 0; count >= 0 && count < max && i < queued; i++) {
+		const struct fast_watch *w = &fast_watches[queue[i]];
+
+		if (w->op == EPOLL_CTL_ADD && w->epfd == epfd)
+			events[count++] = (struct epoll_event){.events = EPOLLERR | EPOLLHUP,
+							       .data.u64 = w->wanted_data};
+	}
+	return count;
+}
+
+COLD int fast_hides_some(int epfd, struct epoll_event *events, int max, int *result)
+{
+	int count = 0, full = *result == max;
+
+	for (int i = 0; i < *result; i++) {
+		const struct fast_watch *w = known(events[i].data.fd, CONNECTION);
+
+		if (!w || w->op != EPOLL_CTL_DEL || w->epfd != epfd)
+			events[count++] = events[i];
+	}
+	*result = count;
+	if (count || !full)
+		return 0;
+	flush(0, busy > 1);
+	return 1;
+}
