@@ -15,8 +15,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from fastsocket.bench.behaviours import BEHAVIOURS
 from fastsocket.bench.result import schema
+from fastsocket.bench.scenarios import lean
+from fastsocket.bench.scenarios.lean import Lean
 from fastsocket.bench.scenarios.short import Short
+from fastsocket.bench.session import Request, perform
 
 pytestmark = pytest.mark.apps
 
@@ -92,7 +96,9 @@ def test_two_rounds_yield_every_metric(tmp_path):
     assert "--force" in again.stderr
 
 
-@pytest.mark.parametrize("server", ["haproxy", "lighttpd", "gunicorn", "granian", "demo"])
+@pytest.mark.parametrize(
+    "server", ["haproxy", "lighttpd", "gunicorn", "granian", "uvicorn", "demo"]
+)
 def test_other_servers_answer_without_errors(server):
     done = call(
         *("bench", "short", "--server", server, "--modes", "stock", "--runs", "1"),
@@ -102,6 +108,31 @@ def test_other_servers_answer_without_errors(server):
     metrics = json.loads(done.stdout)["modes"]["stock"]
     assert metrics["errors"]["median"] == 0
     assert metrics["cps"]["median"] > 100
+
+
+def test_requests_on_connections_that_stay():
+    done = call(
+        *("bench", "keepalive", "--server", "demo", "--modes", "stock", "--runs", "1"),
+        *("--seconds", "0.3", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)["modes"]["stock"]
+    assert metrics["errors"]["median"] == 0
+    assert metrics["rps"]["median"] > 1000
+    assert 0 < metrics["p50_us"]["median"] <= metrics["p99_us"]["median"]
+
+
+def test_lateness_of_lean_connections(monkeypatch):
+    few = {name: BEHAVIOURS[name] for name in ("short", "greets")}
+    monkeypatch.setattr(lean, "BEHAVIOURS", few)
+    kept = {name: unit for name, unit in Lean.metrics.items() if name.startswith(tuple(few))}
+    monkeypatch.setattr(Lean, "metrics", kept)
+    result = perform(Request("lean", rounds=1, seconds=0.02), quiet=True).result
+    assert set(result.modes) == {"stock", "fastsocket"}
+    for metrics in result.modes.values():
+        assert len(metrics) == 8
+        assert all(abs(metric.median) < 1e6 for metric in metrics.values())
+    assert not any("outlived" in note for note in result.notes)
 
 
 def test_without_privileges_the_rest_is_counted():

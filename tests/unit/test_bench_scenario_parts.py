@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from fastsocket.bench.behaviours import Said, lateness
 from fastsocket.bench.modes import parse_tier
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.longlived import established, live_connections
@@ -89,7 +90,21 @@ def test_scenarios_name_known_servers_and_themselves(name):
     assert all(scenario.metrics.values())
 
 
-@pytest.mark.parametrize("name", ["stall", "crash", "longlived"])
+def test_lateness_is_that_of_the_worst_piece():
+    stock = Said(b"ab", 2, 0, ((1.0, 1), (3.0, 2), (3.5, 2)))
+    assert lateness(Said(b"ab", 2, 0, ((2.5, 1), (3.0, 2), (3.5, 2))), stock) == 1.5
+    assert lateness(Said(b"ab", 2, 0, ((1.25, 2), (4.0, 2))), stock) == 0.5
+    assert lateness(Said(b"ab", 2, 0, ((1.0, 1), (3.0, 2), (3.25, 2))), stock) == 0
+
+
+def test_a_lean_client_is_for_short_connections():
+    with pytest.raises(UsageError, match="--lean-client"):
+        perform(Request("longlived", lean_client=True), quiet=True)
+    with pytest.raises(UsageError, match="wrk cannot be lean"):
+        perform(Request("short", client="wrk", lean_client=True), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["stall", "crash", "longlived", "keepalive"])
 def test_scenarios_refuse_clients_and_servers_that_cannot(name):
     with pytest.raises(UsageError, match="wrk"):
         perform(Request(name, client="wrk"), quiet=True)

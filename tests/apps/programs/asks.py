@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A client that blocks: asks.py PORT COUNT [HOW] makes COUNT requests.
+"""A client that blocks: asks.py PORT COUNT [HOW]... makes COUNT requests.
 
-Then, if told HOW, it connects once more and says nothing: it reads (read), waits for events (wait),
-lets a child wait (hand over), or becomes another program (become). There must be a connection then.
+Then, for each HOW, it connects once more and says nothing: it reads (read), waits for events
+(wait), lets a child wait (hand over), or becomes another program (become). There must be a
+connection then.
 """
 
 import os
@@ -51,5 +52,5 @@ def stay_silent(how: str) -> None:
 
 for _ in range(int(sys.argv[2])):
     ask()
-if len(sys.argv) > 3:
-    stay_silent(sys.argv[3])
+for way in sys.argv[3:]:
+    stay_silent(way)
