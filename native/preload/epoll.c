@@ -115,7 +115,9 @@ static int outlasts(const struct fast_watch *w)
 static void flush(int keeps, int nested)
 {
 	unsigned left = 0, kept = 0, refused = 0;
+	int before = busy;
 
+	set_busy(before + 1);
 	for (unsigned i = 0; i < queued; i++) {
 		int fd = queue[i];
 		struct fast_watch *w = &fast_watches[fd];
@@ -131,13 +133,14 @@ static void flush(int keeps, int nested)
 		queued = left;
 	fast_kept = kept;
 	fast_refusals = refused;
+	set_busy(before);
 }
 
 /* Nothing is known any more of what is open now. */
 static COLD void forget_all(enum fs_fast_epoll why)
 {
+	era++; /* first, so that a handler has nothing wait from here on */
 	flush(0, busy);
-	era++;
 	if (alive)
 		state = why;
 	alive = 0;
