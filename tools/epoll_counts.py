@@ -83,7 +83,17 @@ def _count(name: str, close: bool, fast: bool) -> float:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(namespace())
         trace = folder / "trace"
-        words = ["strace", "-f", "-qq", "-e", "trace=epoll_ctl", "-e", "signal=none", "-o", trace]
+        words: list[str | Path] = [
+            "strace",
+            "-f",
+            "-qq",
+            "-e",
+            "trace=epoll_ctl",
+            "-e",
+            "signal=none",
+            "-o",
+            trace,
+        ]
         if fast:
             words += ["-E", f"LD_PRELOAD={native_file('libfsocket-epoll.so')}"]
         app = stack.enter_context(

@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 
 #include "epoll.h"
 
@@ -116,7 +115,9 @@ static int outlasts(const struct fast_watch *w)
 static void flush(int keeps, int nested)
 {
 	unsigned left = 0, kept = 0, refused = 0;
+	int before = busy;
 
+	set_busy(before + 1);
 	for (unsigned i = 0; i < queued; i++) {
 		int fd = queue[i];
 		struct fast_watch *w = &fast_watches[fd];
@@ -132,13 +133,14 @@ static void flush(int keeps, int nested)
 		queued = left;
 	fast_kept = kept;
 	fast_refusals = refused;
+	set_busy(before);
 }
 
 /* Nothing is known any more of what is open now. */
 static COLD void forget_all(enum fs_fast_epoll why)
 {
+	era++; /* first, so that a handler has nothing wait from here on */
 	flush(0, busy);
-	era++;
 	if (alive)
 		state = why;
 	alive = 0;
@@ -263,9 +265,21 @@ void fast_accepted_watched(int fd)
 	see(fd, CONNECTION, 0);
 }
 
+/* The instance goes, and what waits for it is not needed. */
+static void drop_instance(int epfd)
+{
+	for (unsigned i = 0; i < queued; i++) {
+		struct fast_watch *w = &fast_watches[queue[i]];
+
+		if (w->epfd == epfd)
+			w->op = 0;
+	}
+}
+
 static int created(int epfd)
 {
 	if (fast_watches && epfd >= 0) {
+		drop_instance(epfd); /* another, whose close was not seen */
 		see(epfd, INSTANCE, ++births);
 		if (alone()) {
 			state = FS_FAST_EPOLL_ON;
@@ -283,17 +297,6 @@ EXPORT int epoll_create(int size)
 EXPORT int epoll_create1(int flags)
 {
 	return created(NEXT(epoll_create1)(flags));
-}
-
-/* The instance goes, and what waits for it is not needed. */
-static void drop_instance(int epfd)
-{
-	for (unsigned i = 0; i < queued; i++) {
-		struct fast_watch *w = &fast_watches[queue[i]];
-
-		if (w->epfd == epfd)
-			w->op = 0;
-	}
 }
 
 /* The kernel forgets what nobody has open. Another thread may still be in a call with it, and a
@@ -332,35 +335,6 @@ void fast_spawns(void)
 {
 	if (fast_watches)
 		forget_all(FS_FAST_EPOLL_SHARED);
-}
-
-/* Before a system call that does not come through its wrapper. */
-void fast_raw(long number)
-{
-	switch (number) {
-#ifdef SYS_fork
-	case SYS_fork:
-	case SYS_vfork:
-	case SYS_dup2:
-#endif
-	case SYS_clone:
-	case SYS_clone3:
-	case SYS_execve:
-	case SYS_execveat:
-	case SYS_dup:
-	case SYS_dup3:
-	case SYS_fcntl:
-	case SYS_sendmsg:
-	case SYS_sendmmsg:
-	case SYS_close_range:
-	case SYS_epoll_ctl:
-	case SYS_io_uring_setup:
-		fast_spawns();
-		break;
-	default: /* it may be a wait */
-		if (queued)
-			flush(0, busy);
-	}
 }
 
 void fast_wait_begins_watched(int keeps)

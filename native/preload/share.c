@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "epoll.h"
@@ -70,6 +71,35 @@ int hook_fcntl64(int fd, int command, void *value)
 {
 	before_fcntl(fd, command);
 	return NEXT(fcntl64)(fd, command, value);
+}
+
+/* Before a system call that does not come through its wrapper. */
+void fast_raw(long number)
+{
+	switch (number) {
+#ifdef SYS_fork
+	case SYS_fork:
+	case SYS_vfork:
+	case SYS_dup2:
+#endif
+	case SYS_clone:
+	case SYS_clone3:
+	case SYS_execve:
+	case SYS_execveat:
+	case SYS_dup:
+	case SYS_dup3:
+	case SYS_fcntl:
+	case SYS_sendmsg:
+	case SYS_sendmmsg:
+	case SYS_close_range:
+	case SYS_epoll_ctl:
+	case SYS_io_uring_setup:
+		fast_spawns();
+		break;
+	default: /* it may be a wait */
+		fast_wait_begins(0);
+		fast_wait_ends();
+	}
 }
 
 static void *vfork_next;

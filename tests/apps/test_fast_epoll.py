@@ -163,6 +163,17 @@ def test_data_that_does_not_tell(fast: Program) -> None:
     assert fast.calls(*steps, ("wait", 0, 0), ("close", 0)) == 2
 
 
+def test_more_than_can_wait(programs: tuple[Program, Program]) -> None:
+    many = range(4, 150)
+    steps = [("more", len(many)), *(("ctl", 0, ADD, each, OUT) for each in many)]
+    steps += [("ctl", 0, MOD, each, IN) for each in many]
+    steps += [("ctl", 0, DEL, each, 0) for each in many[:-2]]
+    steps += [("send", many[-1]), ("send", many[0]), ("wait", 0, 0)]
+    results = [program.run(steps) for program in programs]
+    assert results[0] == results[1]
+    assert results[1][-1] == [[many[-1], IN]]
+
+
 def test_threads(counter: Path) -> None:
     """Another thread finds everything done, and from then on calls are made at once."""
     fast = Program(counter, fast=True)
@@ -212,7 +223,7 @@ def steps() -> st.SearchStrategy[list[tuple[Any, ...]]]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps())
 def test_same_as_without(programs: tuple[Program, Program], steps: list[tuple[Any, ...]]) -> None:
     looks = [("wait", 0, 0), ("wait", 1, 0)]
@@ -243,12 +254,14 @@ def test_asyncio_makes_fewer_calls(counter: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_network")
-@pytest.mark.parametrize("options", [["--fast-epoll"], ["--fast-epoll", "--lean", "auto"], []])
+@pytest.mark.parametrize("options", [[], ["--lean", "auto"]])
 def test_status_says_what_it_saved(counter: Path, options: list[str]) -> None:
     """Under the launcher, in either library that has it."""
     server = [sys.executable, PROGRAMS / "asyncio_server.py", str(PORT)]
     variables = {"LD_PRELOAD": str(counter)}
-    with Application(server, PORT, options=options, environment=variables) as app:
+    with Application(
+        server, PORT, options=["--fast-epoll", *options], environment=variables
+    ) as app:
         for _ in range(20):
             say(PORT, b"x")
         done = subprocess.run(
@@ -257,6 +270,6 @@ def test_status_says_what_it_saved(counter: Path, options: list[str]) -> None:
         status = ask(app.pid)
     assert status, "no keeper"
     (slot,) = status["listeners"][0]["slots"]
-    assert slot["fast_epoll"] == ("on" if options else "off")
-    assert slot["merged"] >= 15 if options else slot["merged"] == 0
-    assert (f"fast epoll: 1 workers, {slot['merged']} " in done.stdout) == bool(options)
+    assert slot["fast_epoll"] == "on"
+    assert slot["merged"] >= 15
+    assert "fast epoll: " in done.stdout

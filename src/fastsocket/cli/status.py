@@ -93,10 +93,10 @@ def _show_fast_epoll(console: Console, status: dict[str, Any]) -> None:
         return
     merged = sum(slot["merged"] for slot in workers)
     states = Counter(slot["fast_epoll"] for slot in workers)
-    console.print(f"  fast epoll: {states['on']} workers, {merged} epoll_ctl calls merged away")
+    console.print(f"  fast epoll: {merged} epoll_ctl calls were not needed")
     for state, why in NO_FAST_EPOLL.items():
         if states[state]:
-            console.print(f"    off in {states[state]} workers: {why}")
+            console.print(f"    off in {states[state]} of {len(workers)} workers: {why}")
 
 
 def _show_deliver(console: Console, status: dict[str, Any]) -> None:

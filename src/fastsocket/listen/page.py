@@ -117,9 +117,9 @@ def snapshot(
     lean connections, where it counts the ACKs of deferred ones), ``unserved_ms`` (for how long
     connections have waited and none was accepted), ``busy`` (whether its worker is away from its
     wait), ``opened`` (connections that its worker opened from a port of its CPU), ``borrowed``
-    (from another port, because those were used up), ``fast_epoll`` (of its worker: ``off`` where not
-    asked for, ``on``, or why no longer: ``threads``, ``shared``) and ``merged`` (its epoll_ctl calls
-    that were not made).
+    (from another port, because those were used up), ``fast_epoll`` (of its worker: ``off`` where
+    not asked for, ``on``, or why no longer: ``threads``, ``shared``) and ``merged`` (its epoll_ctl
+    calls that were not made).
 
     Args:
         page: Of an application, which may have scribbled over it.

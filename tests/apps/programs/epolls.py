@@ -56,6 +56,13 @@ class World:
         self.fds[each] = libc.accept4(self.listener.fileno(), None, None, socket.SOCK_NONBLOCK)
         return "accepted"
 
+    def more(self, count: int) -> None:
+        """More connections, after the others."""
+        self.fds += [-1] * count
+        self.clients += [None] * count
+        for each in range(len(self.fds) - count, len(self.fds)):
+            self.accept(each)
+
     def ctl(self, epoll: int, op: int, each: int, events: int, by_fd: bool = True) -> Any:
         fd = self.fds[each]
         data = fd if by_fd else 1 << 32 | 1000 + each
