@@ -43,6 +43,8 @@ SPARE_FILES = 200
 # Some servers make room for as many descriptors as they may have.
 MOST_FILES = 65_536
 DEFAULT_WARMUP = 0.3
+# Scenarios that can do with another number of workers than there are CPUs.
+OWN_WORKERS = ("longlived", "stall", "stall-burn", "crash", "soak")
 HOST_REASON = (
     "runs share the host's network namespace, and segments include all other traffic of the host "
     "(a namespace of their own needs root)"
@@ -58,7 +60,7 @@ class Request:
     rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
     is for nothing else. `call_sites` adds a run in each mode that names what remains of contentions
-    and interrupts, where the scenario counts them.
+    and interrupts, where the scenario counts them. `workers` None is one for each CPU.
     """
 
     scenario: str
@@ -77,6 +79,7 @@ class Request:
     cores: Sequence[int] = ()
     budget_seconds: float | None = None
     wanted: Sequence[tuple[str, float]] = ()
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,11 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
+    if request.workers and scenario.name not in OWN_WORKERS:
+        raise UsageError(
+            f"{scenario.name} has as many workers as CPUs",
+            todo=f"--workers is for {', '.join(OWN_WORKERS)}",
+        )
 
     def missing(done: Rounds[Mode]) -> dict[str, float]:
         sums = done.sums(Mode.FASTSOCKET)
@@ -132,7 +140,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             seconds=request.seconds,
             warmup=request.warmup,
             port=request.port or (PRIVATE_PORT if private else free_port(ADDRESS)),
-            workers=len(os.sched_getaffinity(0)),
+            workers=request.workers or len(os.sched_getaffinity(0)),
             probe=probe,
             probe_reason=reason,
             private=private,
