@@ -168,6 +168,7 @@ struct fs_listener {
 	__u32 by_live; /* program: 1 while connections last, so that the live ones are the load */
 	__u32 stolen; /* shim: connections accepted from another worker's slot */
 	__u64 late_cookie; /* keeper or shim: SO_COOKIE of the socket whose SO_REUSEPORT we set */
+	__u64 lent_cookie; /* keeper: SO_COOKIE of the socket that outlives the application */
 	__u64 passed; /* program: no slot could be chosen, left to the kernel's hash */
 	__u64 past_assigned; /* lock: `assigned` of slots that were used before for other sockets */
 	__u64 past_spilled; /* lock: `spilled` of those */

@@ -114,14 +114,20 @@ def test_backlog_of_each_socket_is_the_applications(cpus: list[int]) -> None:
 
 MANAGER = """
 import os, signal, subprocess, sys
-workers = [subprocess.Popen(sys.argv[2:], pass_fds=[int(sys.argv[1])]) for _ in range(2)]
+workers = []
+def start(number=0, frame=None):
+    workers.append(subprocess.Popen(sys.argv[2:], pass_fds=[int(sys.argv[1])]))
+start()
+start()
 def end(number, frame):
     for worker in workers:
         worker.terminate()
         worker.wait()
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
-signal.pause()
+signal.signal(signal.SIGUSR1, start)
+while True:
+    signal.pause()
 """
 
 
@@ -135,11 +141,12 @@ def test_with_one_worker_the_port_is_nobody_elses() -> None:
         app.stop()
 
 
-@pytest.mark.parametrize("keeper_too", [False, True])
-def test_inherited_listener_and_workers_that_exec(cpus: list[int], keeper_too: bool) -> None:
+@pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGKILL])
+def test_inherited_listener_and_workers_that_exec(cpus: list[int], number: int) -> None:
     """As systemd hands over a socket: it listened before our library was there, and goes on after.
 
-    At the end systemd tells all processes at once, the keeper too.
+    At the end systemd tells all processes at once, the keeper too. One that is killed earlier has a
+    successor as soon as a worker comes.
     """
     with socket.create_server(("127.0.0.1", PORT)) as listener:
         plan = json.dumps({"inherit": [listener.fileno()], "workers": 0})
@@ -149,8 +156,13 @@ def test_inherited_listener_and_workers_that_exec(cpus: list[int], keeper_too: b
             app.wait_for_slots(2)
             expect_a_worker_each(app, cpus, PORT, "127.0.0.1")
             assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
-            if keeper_too:
-                os.kill(app.status()["keeper"], signal.SIGTERM)
+            keeper = app.status()["keeper"]
+            os.kill(keeper, number)
+            if number == signal.SIGKILL:
+                os.kill(app.pid, signal.SIGUSR1)
+                wait_until(
+                    lambda: (status := app.ask()) and status["keeper"] != keeper, "another keeper"
+                )
             assert app.stop() == 0
         assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
 

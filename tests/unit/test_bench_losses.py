@@ -102,6 +102,22 @@ def test_a_volume_that_is_not_reached_is_a_failure(tmp_path, monkeypatch) -> Non
     assert not list(tmp_path.iterdir()), "the next call runs it again"
 
 
+def test_time_that_was_left_is_the_next_steps(tmp_path, monkeypatch) -> None:
+    budgets = []
+
+    def perform(request):
+        budgets.append(request.budget_seconds)
+        return Outcome(result(request.server, fastsocket=[0]), None)
+
+    monkeypatch.setattr(suite, "perform", perform)
+    some = (("kills", 1),)
+    steps = [Step("crash", "nginx", 70, some), Step("crash", "demo", 10, some)]
+    run_suite(tmp_path, rounds=1, seconds=1.0, steps=[*steps, Step("short", "nginx", 5)])
+    assert budgets[0] == 70
+    assert 60 < budgets[1] <= 80
+    assert budgets[2] == 5
+
+
 class Playground(Trouble):
     """Events that only count."""
 

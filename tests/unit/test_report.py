@@ -112,12 +112,28 @@ def test_a_host_that_all_results_share_stands_once(tmp_path: Path) -> None:
     alike = [document("short"), document("crash")]
     (tmp_path / "both.json").write_text(json.dumps({"results": alike}))
     sections = result_sections(load_results(tmp_path / "both.json"))
-    assert [section.key for section in sections] == ["result-0", "result-1", "host"]
+    assert [section.key for section in sections] == ["result-0", "result-1", "crash", "host"]
     other["host"]["kernel"] = "6.12.0"
     (tmp_path / "both.json").write_text(json.dumps({"results": [document("short"), other]}))
     sections = result_sections(load_results(tmp_path / "both.json"))
-    assert len(sections) == 2
+    assert [section.key for section in sections] == ["result-0", "result-1", "crash"]
     assert ("Kernel", "6.12.0") in sections[1].facts
+
+
+def test_losses_are_summed_over_rounds_and_servers(tmp_path: Path) -> None:
+    one, other = document("crash"), document("crash")
+    other["server"] = "haproxy"
+    del other["modes"]["reuseport"]
+    (tmp_path / "both.json").write_text(json.dumps({"results": [one, other]}))
+    (table,) = result_sections(load_results(tmp_path / "both.json"))[-2].tables
+    lost = table.header.index("Connections lost")
+    sums = {(row[0].text, row[1].text): row[lost].text for row in table.rows}
+    each = {mode: sum(metrics["lost"]["samples"]) for mode, metrics in one["modes"].items()}
+    assert sums["haproxy", "stock"] == f"{each['stock']:,.0f}"
+    assert sums["all", "stock"] == f"{2 * each['stock']:,.0f}"
+    assert sums["all", "reuseport"] == f"{each['reuseport']:,.0f}"
+    assert each["reuseport"] > 0
+    assert ("haproxy", "reuseport") not in sums
 
 
 def test_markdown_has_the_tables_of_the_page(tmp_path: Path) -> None:

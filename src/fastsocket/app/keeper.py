@@ -170,6 +170,7 @@ class Keeper:
         append(f"{self.command[0]} ({self.pid}): a keeper in place of one that was killed")
         self.listeners.resume()
         self._adopt()
+        self.listeners.find_lent(self.processes)
         self.listeners.sweep()
         self._due = time.monotonic() + GRACE_S
 

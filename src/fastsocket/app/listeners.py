@@ -6,8 +6,10 @@ import ctypes
 import errno
 import os
 import socket
+import sys
 from typing import Any
 
+from fastsocket.app.processes import SO_COOKIE, Processes
 from fastsocket.app.protocol import Join, Request
 from fastsocket.bpf.libbpf import BpfError
 from fastsocket.listen import layout
@@ -16,9 +18,8 @@ from fastsocket.listen.page import StatusPage
 from fastsocket.listen.select import Selector
 from fastsocket.native import LIBRARIES, native_file
 
-__all__ = ["SO_COOKIE", "Listeners"]
+__all__ = ["Listeners"]
 
-SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 SO_DETACH_REUSEPORT_BPF = 68
 USABLE = layout.MAX_LISTENERS - 1  # the last one is for probes
 
@@ -63,6 +64,7 @@ class Listeners:
             self._names[index] = (family, *name[:2])
             if lent:
                 self._lent.append(member.dup())
+                self.page.view.listener[index].lent_cookie = int.from_bytes(cookie, sys.byteorder)
         return index
 
     def place(self, family: int, address: bytes, port: int, cookie: bytes, late: bool) -> int:
@@ -151,10 +153,9 @@ class Listeners:
         """Whether the socket with that cookie was handed in for that listener."""
         return cookie in self._members.get(index, ())
 
-    def has_address(self, index: int, fd: int) -> bool:
+    def has_address(self, index: int, held: socket.socket) -> bool:
         """Whether a socket is bound to the address of that listener."""
-        with socket.socket(fileno=os.dup(fd)) as held:
-            return (held.family, *held.getsockname()[:2]) == self._names.get(index)
+        return (held.family, *held.getsockname()[:2]) == self._names.get(index)
 
     def visit(self, index: int) -> None:
         """Make a connection to the listener and close it."""
@@ -192,6 +193,18 @@ class Listeners:
             self._generation = max(self._generation, generation)
             if generation:
                 self._members.setdefault(index, set())
+
+    def find_lent(self, processes: Processes) -> None:
+        """Look for the sockets that a killed keeper was to put back.
+
+        The page names them. Whatever it names, it is one of the application's own sockets.
+
+        Args:
+            processes: Those of the application.
+        """
+        for entry in self.page.view.listener[:USABLE]:
+            if entry.lent_cookie and (found := processes.find(entry.lent_cookie)):
+                self._lent.append(found)
 
     def put_back(self) -> None:
         """Undo what was done to sockets that outlive the application."""

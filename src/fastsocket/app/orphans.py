@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The queues of workers that died: handed over where nobody came for them."""
 
-import contextlib
-import ctypes
-import os
-import socket
 import sys
 from collections import Counter
 from ctypes import c_uint64
 
-from fastsocket.app.listeners import SO_COOKIE, Listeners
+from fastsocket.app.listeners import Listeners
 from fastsocket.app.processes import Processes
 from fastsocket.listen import layout
 from fastsocket.listen.layout import SlotState, Tier
@@ -17,7 +13,6 @@ from fastsocket.listen.queues import queues
 
 __all__ = ["Orphans"]
 
-SYS_PIDFD_GETFD = 438  # the same on every architecture
 MOST_CALLS = 5  # for the queue of one socket: its workers may have a reason not to accept
 
 
@@ -85,25 +80,12 @@ def _hand_over(listeners: Listeners, processes: Processes, index: int, number: i
     # In the classic tier siblings are not handed in: they have the listener's address at least.
     if not known and listeners.tier != Tier.CLASSIC:
         return True
-    fd = _borrow(processes, slot.fd, cookie)
-    if fd < 0:
+    held = processes.borrow(slot.fd, slot.cookie)
+    if held is None:
         return True
-    try:
-        if not known and not listeners.has_address(index, fd):
+    with held:
+        if not known and not listeners.has_address(index, held):
             return True
-        return bool(listeners.native.fsocket_hand_over(listeners.view, index, number, fd))
-    finally:
-        os.close(fd)
-
-
-def _borrow(processes: Processes, number: int, cookie: bytes) -> int:
-    """Return a copy of the socket with that cookie from a process that holds it, or -1."""
-    for pidfd in processes.pidfds:
-        fd: int = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
-        if fd < 0:
-            continue
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as held:
-            if held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8) == cookie:
-                return fd
-        os.close(fd)
-    return -1
+        return bool(
+            listeners.native.fsocket_hand_over(listeners.view, index, number, held.fileno())
+        )

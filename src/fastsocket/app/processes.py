@@ -7,17 +7,22 @@ its memory shows that this keeper is its own.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
+import socket
 import struct
+import sys
 from collections.abc import Iterator
 
 from fastsocket.listen.layout import Page
 from fastsocket.listen.page import MAPPED, StatusPage
 
-__all__ = ["Processes", "cgroup_of"]
+__all__ = ["SO_COOKIE", "Processes", "cgroup_of"]
 
+SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
+SYS_PIDFD_GETFD = 438  # the same on every architecture
 LARGEST_PID = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
 LONGEST_READ = 1 << 20  # of a file in /proc, whose length its process decides on
 KEEPER_VARIABLE = b"FASTSOCKET_KEEPER="
@@ -48,11 +53,6 @@ class Processes:
 
     def __contains__(self, pid: object) -> bool:
         return pid in self._pidfds
-
-    @property
-    def pidfds(self) -> list[int]:
-        """The pidfds of all of them."""
-        return list(self._pidfds.values())
 
     def add(self, pid: int, vouched: bool = False) -> int | None:
         """Hold a process, if it is one of the application's.
@@ -113,6 +113,20 @@ class Processes:
             pid = int(stat[1]) if stat else 0
         return False
 
+    def borrow(self, number: int, cookie: int) -> socket.socket | None:
+        """Return a copy of the socket with that cookie from a process that has it as `number`."""
+        copies = (_copy_of(pidfd, number, cookie) for pidfd in self._pidfds.values())
+        return next(filter(None, copies), None)
+
+    def find(self, cookie: int) -> socket.socket | None:
+        """Return a copy of the socket with that cookie from a process that has it open."""
+        for pid, pidfd in self._pidfds.items():
+            with contextlib.suppress(OSError):
+                for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208  # pathlib is slow
+                    if held := _copy_of(pidfd, int(name), cookie):
+                        return held
+        return None
+
     def _knows_us(self, pid: int) -> bool:
         """Whether it was started with this keeper's name, or has mapped this keeper's page.
 
@@ -146,6 +160,23 @@ def _read(pid: int, name: str) -> bytes:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:  # noqa: PTH123
         return file.read(LONGEST_READ)
     return b""
+
+
+def _copy_of(pidfd: int, number: int, cookie: int) -> socket.socket | None:
+    """Return a copy of a process's descriptor, if that is the socket with the cookie."""
+    fd = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+    try:
+        held = socket.socket(fileno=fd)
+    except OSError:  # no such descriptor, or no socket
+        if fd >= 0:
+            os.close(fd)
+        return None
+    with contextlib.suppress(OSError):
+        found = held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+        if found == cookie.to_bytes(8, sys.byteorder):
+            return held
+    held.close()
+    return None
 
 
 def _lives(pidfd: int) -> bool:

@@ -145,9 +145,9 @@ def _sockets(site: Site) -> int:
 
 
 def _first_core(site: Site) -> list[str]:
-    """Return the demo server's option to pin its workers: it pins to neighbouring CPUs only."""
+    """Return the demo server's option to pin its workers: to neighbouring CPUs, one each."""
     cpus = sorted(site.cpus or os.sched_getaffinity(0))
-    neighbours = cpus[-1] - cpus[0] == len(cpus) - 1
+    neighbours = cpus[-1] - cpus[0] == len(cpus) - 1 and site.workers <= len(cpus)
     return ["-c", str(cpus[0])] if neighbours else []
 
 

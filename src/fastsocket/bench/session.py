@@ -43,6 +43,8 @@ SPARE_FILES = 200
 # Some servers make room for as many descriptors as they may have.
 MOST_FILES = 65_536
 DEFAULT_WARMUP = 0.3
+# Scenarios that can do with another number of workers than there are CPUs.
+OWN_WORKERS = ("longlived", "stall", "stall-burn", "crash", "soak")
 HOST_REASON = (
     "runs share the host's network namespace, and segments include all other traffic of the host "
     "(a namespace of their own needs root)"
@@ -59,7 +61,7 @@ class Request:
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
     is for nothing else. With `lean_client` Fastsocket's client is lean, too. `call_sites` adds a
     run in each mode that names what remains of contentions and interrupts, where the scenario
-    counts them.
+    counts them. `workers` None is one for each CPU.
     """
 
     scenario: str
@@ -79,6 +81,7 @@ class Request:
     budget_seconds: float | None = None
     lean_client: bool = False
     wanted: Sequence[tuple[str, float]] = ()
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
     if request.lean_client and scenario.name != Short.name:
         raise UsageError("--lean-client is for 'bench short'", todo="leave it out")
+    if request.workers and scenario.name not in OWN_WORKERS:
+        raise UsageError(
+            f"{scenario.name} has as many workers as CPUs",
+            todo=f"--workers is for {', '.join(OWN_WORKERS)}",
+        )
 
     def missing(done: Rounds[Mode]) -> dict[str, float]:
         sums = done.sums(Mode.FASTSOCKET)
@@ -136,7 +144,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             seconds=request.seconds,
             warmup=request.warmup,
             port=request.port or (PRIVATE_PORT if private else free_port(ADDRESS)),
-            workers=len(os.sched_getaffinity(0)),
+            workers=request.workers or len(os.sched_getaffinity(0)),
             probe=probe,
             probe_reason=reason,
             private=private,

@@ -5,6 +5,7 @@ A step that has its file is not run again, so an interrupted evaluation goes on 
 of another host, commit, or length of run are not mixed in.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ class Step:
     """One benchmark, and the seconds after which it begins no other round.
 
     With `wanted`, (metric, amount) pairs, its rounds end as soon as Fastsocket's metrics have come
-    to so much in sum, and it has failed if they never do.
+    to so much in sum, and it has failed if they never do. It has the time, too, that such steps
+    before it left.
     """
 
     scenario: str
@@ -95,7 +97,7 @@ def run_suite(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FastsocketError(f"{directory} cannot be made", error.strerror or "") from error
-    suite = Suite()
+    suite, left = Suite(), 0.0
     files = {step: directory / f"{step.name}.json" for step in steps}
     if not force:
         for step, file in files.items():
@@ -107,7 +109,9 @@ def run_suite(
             if step.name in suite.results:
                 tell(f"{place}: {file} has it")
                 continue
-            tell(f"{place}: at most {step.budget_seconds:.0f} s")
+            seconds_left = step.budget_seconds + left * bool(step.wanted)
+            end, left = time.monotonic() + seconds_left, 0.0
+            tell(f"{place}: at most {seconds_left:.0f} s")
             request = Request(
                 scenario=step.scenario,
                 server=step.server,
@@ -116,7 +120,7 @@ def run_suite(
                 warmup=warmup,
                 seed=seed,
                 run_options=run_options,
-                budget_seconds=step.budget_seconds,
+                budget_seconds=seconds_left,
                 wanted=step.wanted,
             )
             try:
@@ -140,13 +144,14 @@ def run_suite(
                     f"{count:.0f} {name}" for name, count in outcome.missing.items()
                 )
                 suite.failures[step.name] = FastsocketError(
-                    f"{step.budget_seconds:.0f} s were not enough",
+                    f"{seconds_left:.0f} s were not enough",
                     f"{outcome.result.rounds} rounds; missing are {missing}",
                 )
                 tell(f"{place}: {suite.failures[step.name]}")
             else:
                 write(outcome.result, file, force=True)
                 suite.results[step.name] = outcome.result
+                left = max(end - time.monotonic(), 0.0)
     return suite
 
 

@@ -33,6 +33,7 @@ from fastsocket.errors import ConflictError, FastsocketError, UsageError
 __all__ = ["command"]
 
 INTERRUPTED = 130
+MOST_WORKERS = 256  # FS_MAX_SLOTS of native/include/page.h
 ALL = "all"
 DEFAULT_DIRECTORY = Path("bench-results")
 
@@ -60,6 +61,11 @@ DEFAULT_DIRECTORY = Path("bench-results")
     "--connections",
     type=click.IntRange(1, MAX_CONNECTIONS),
     help=f"At once [default: {DEFAULT_CONNECTIONS}]; of scale on each core [{PER_CORE}].",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    help="Of the server (longlived, stall, crash, soak) [default: one for each CPU].",
 )
 @click.option("--cores", default="", help="Comma list of core counts (scale).")
 @click.option(
@@ -103,6 +109,7 @@ def command(
     seconds: float,
     warmup: float,
     connections: int | None,
+    workers: int | None,
     cores: str,
     vm: int | None,
     client: str,
@@ -128,7 +135,7 @@ def command(
     if full and scenario != Crash.name:
         raise UsageError("--full is for 'bench crash'", todo="leave it out")
     if scenario == ALL or full:
-        given = (name, modes, connections, cores, vm, port, rate, lean_client)
+        given = (name, modes, connections, workers, cores, vm, port, rate, lean_client)
         if any(given) or not call_sites or client != "auto":
             raise UsageError(
                 "'bench all' and 'bench crash --full' choose servers, modes, clients and loads",
@@ -167,6 +174,7 @@ def command(
             cores=_counts(cores),
             call_sites=call_sites,
             lean_client=lean_client,
+            workers=workers,
         )
     )
     if output:

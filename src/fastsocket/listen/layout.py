@@ -194,11 +194,12 @@ class Listener(ctypes.Structure):
         ("by_live", c_uint32),
         ("stolen", c_uint32),
         ("late_cookie", c_uint64),
+        ("lent_cookie", c_uint64),
         ("passed", c_uint64),
         ("past_assigned", c_uint64),
         ("past_spilled", c_uint64),
         ("cpu_slot", c_uint16 * MAX_CPUS),
-        ("pad", c_uint8 * 24),
+        ("pad", c_uint8 * 16),
         ("lean", Lean),
         ("slot", Slot * MAX_SLOTS),
     )

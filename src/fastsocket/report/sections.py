@@ -24,6 +24,7 @@ from fastsocket.report.tables import (
     heading,
     host_rows,
     law_table,
+    loss_table,
     metric_table,
     mode_order,
     scale_table,
@@ -85,6 +86,9 @@ def result_sections(results: Iterable[Result]) -> list[Section]:
         )
         for index, result in enumerate(known)
     ]
+    if crashes := [result for result in known if result.scenario == "crash"]:
+        table = loss_table(crashes)
+        sections.append(Section("crash", f"{SCENARIOS['crash']}: all servers", tables=[table]))
     if len(hosts) == 1:
         sections.append(Section("host", "Host", facts=hosts[0]))
     return sections

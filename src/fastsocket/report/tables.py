@@ -135,6 +135,24 @@ def scale_table(result: Result, metric: str) -> Table:
     return Table(f"{metric_text(metric).label} by cores", header, rows)
 
 
+def loss_table(results: Sequence[Result]) -> Table:
+    """Return what `crash` did and what was lost, in sum over the rounds, by server and mode."""
+    names = dict.fromkeys(name for one in results for mode in one.modes.values() for name in mode)
+    sums: dict[tuple[str, str], dict[str, float]] = {}
+    for one in results:
+        for place in ("all", one.server):
+            for mode in mode_order(one.modes):
+                into = sums.setdefault((place, mode), {})
+                for name, metric in one.modes[mode].items():
+                    into[name] = into.get(name, 0.0) + sum(each or 0.0 for each in metric.samples)
+    rows = [
+        [Cell(place), Cell(mode), *(Cell(number(into.get(name))) for name in names)]
+        for (place, mode), into in sorted(sums.items(), key=lambda item: item[0][0] == "all")
+    ]
+    header = ["Server", "Mode", *(metric_text(name).label for name in names)]
+    return Table("Sums over all rounds", header, rows)
+
+
 def call_site_table(sites: dict[str, dict[str, float]]) -> Table:
     """Return where locks were contended: the kernel functions that matter, the worst first."""
     caption = "Lock contentions per 1,000 connections by call site"
