@@ -50,7 +50,8 @@ class Setup:
     `probe` is None where BPF may not be used, and `probe_reason` says why; `private` is whether
     runs get a namespace of their own; `note` collects what the reader of the result must know;
     `rate` is in connections per second, for scenarios that keep one; `cpus` are those that server
-    and client are kept to, empty for all that may be used.
+    and client are kept to, empty for all that may be used; `pipeline` is how many requests of a
+    connection that stays are under way at once.
     """
 
     server: Server
@@ -67,6 +68,7 @@ class Setup:
     run_options: Sequence[str] = ()
     rate: float | None = None
     cpus: tuple[int, ...] = ()
+    pipeline: int = 1
 
 
 @dataclass

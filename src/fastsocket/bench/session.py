@@ -24,6 +24,7 @@ from fastsocket.bench.result import Result
 from fastsocket.bench.runner import Progress, Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import ADDRESS, SPARE, Scenario, Setup
 from fastsocket.bench.scenarios import SCENARIOS
+from fastsocket.bench.scenarios.redis import Redis
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.soak import Soak
@@ -57,7 +58,7 @@ class Request:
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
     rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
-    is for nothing else. `call_sites` adds a run in each mode that names what remains of contentions
+    is for nothing else. `pipeline` is for stores alone. `call_sites` adds a run in each mode that names what remains of contentions
     and interrupts, where the scenario counts them.
     """
 
@@ -75,6 +76,7 @@ class Request:
     call_sites: bool = True
     rate: float | None = None
     cores: Sequence[int] = ()
+    pipeline: int = 1
     budget_seconds: float | None = None
     wanted: Sequence[tuple[str, float]] = ()
 
@@ -107,11 +109,15 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    modes = chosen_modes(request.modes, chosen.modes, chosen.name)
+    has = scenario.modes if isinstance(scenario, Redis) else chosen.modes
+    modes = chosen_modes(request.modes, has, chosen.name)
     if isinstance(scenario, Soak):
         modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
+
+    if request.pipeline > 1 and not isinstance(scenario, Redis):
+        raise UsageError(f"{scenario.name} has no pipelines", todo="leave --pipeline out")
 
     def missing(done: Rounds[Mode]) -> dict[str, float]:
         sums = done.sums(Mode.FASTSOCKET)
@@ -139,6 +145,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             note=notes.append,
             run_options=request.run_options,
             rate=request.rate,
+            pipeline=request.pipeline,
         )
         setup = scenario.prepare(setup)
         advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))

@@ -33,6 +33,7 @@ from fastsocket.errors import ConflictError, FastsocketError, UsageError
 __all__ = ["command"]
 
 INTERRUPTED = 130
+MOST_PIPELINED = 256
 ALL = "all"
 DEFAULT_DIRECTORY = Path("bench-results")
 
@@ -40,7 +41,7 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.command("bench")
 @click.argument("scenario", type=click.Choice([*SCENARIOS, ALL]))
 @click.option("--server", "name", type=click.Choice(list(SERVERS)), help="Server under test.")
-@click.option("--modes", default="", help="Comma list of stock, reuseport, fastsocket.")
+@click.option("--modes", default="", help="Comma list of stock, reuseport, fastsocket; see docs.")
 @click.option("--runs", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option(
     "--seconds",
@@ -76,6 +77,13 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.option(
     "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
 )
+@click.option(
+    "--pipeline",
+    type=click.IntRange(1, MOST_PIPELINED),
+    default=1,
+    show_default=True,
+    help="Requests of a connection at once (redis).",
+)
 @click.option("--full", is_flag=True, help="crash: all servers, until enough has happened.")
 @click.option(
     "--call-sites/--no-call-sites",
@@ -105,6 +113,7 @@ def command(
     seed: int | None,
     run_options: str,
     rate: float | None,
+    pipeline: int,
     full: bool,
     call_sites: bool,
     output: Path | None,
@@ -122,7 +131,7 @@ def command(
     if full and scenario != Crash.name:
         raise UsageError("--full is for 'bench crash'", todo="leave it out")
     if scenario == ALL or full:
-        given = (name, modes, connections, cores, vm, port, rate)
+        given = (name, modes, connections, cores, vm, port, rate, pipeline > 1)
         if any(given) or not call_sites or client != "auto":
             raise UsageError(
                 "'bench all' and 'bench crash --full' choose servers, modes, clients and loads",
@@ -159,6 +168,7 @@ def command(
             run_options=shlex.split(run_options),
             rate=rate,
             cores=_counts(cores),
+            pipeline=pipeline,
             call_sites=call_sites,
         )
     )
