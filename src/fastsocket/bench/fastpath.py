@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The local fast path of a server under test: waiting for it, and how much goes past TCP."""
 
-import json
-import subprocess
 import time
 from typing import Any
 
-from fastsocket.bench.modes import tier_command
+from fastsocket.app.client import ask
 from fastsocket.bench.netspace import Netspace
-from fastsocket.bench.process import spawn
 from fastsocket.errors import FastsocketError
 
 __all__ = ["await_fast_path", "past_tcp_percent", "with_fast_path"]
@@ -48,11 +45,9 @@ def past_tcp_percent(pid: int, netspace: Netspace) -> float | None:
 
 def _status(pid: int, netspace: Netspace) -> dict[str, Any] | None:
     """Return the counters of the fast path, None while the keeper does not answer yet."""
-    status = spawn(tier_command(pid), netspace, subprocess.DEVNULL, subprocess.PIPE)
-    try:
-        said, _ = status.communicate(timeout=PATIENCE_SECONDS)
-        (application,) = json.loads(said)["applications"]
-    except ValueError:
+    with netspace.entered():
+        application = ask(pid)
+    if application is None:
         return None
     local: dict[str, Any] | None = application["local"]
     if local is None:

@@ -39,6 +39,7 @@ except OSError:
     pass
 """
 
+
 def local_reads(probe: Probe, cpus: Sequence[int], seconds: float, by_rule: bool) -> float | None:
     """Return the percent of reads, from 10 ms after each move on, that find data of their CPU.
 

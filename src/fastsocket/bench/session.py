@@ -58,8 +58,8 @@ class Request:
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
     rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
-    is for nothing else. `pipeline` is for stores alone. `call_sites` adds a run in each mode that names what remains of contentions
-    and interrupts, where the scenario counts them.
+    is for nothing else, and `pipeline` for stores alone. `call_sites` adds a run in each mode that
+    names what remains of contentions and interrupts, where the scenario counts them.
     """
 
     scenario: str

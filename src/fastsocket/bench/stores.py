@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastsocket.bench.clients import Load, Outcome
 from fastsocket.bench.modes import Mode
+from fastsocket.bench.postgresql import Postgresql
 from fastsocket.bench.process import HTTP, Greeting
 from fastsocket.bench.servers import (
     ANSWER,
@@ -31,7 +32,7 @@ _SIZE = len(ANSWER)
 
 @dataclass(frozen=True)
 class Question:
-    """What tells that a server is up, what it is then asked again and again, and the answer's size."""
+    """What tells that a server is up, what it is then asked all the time, and the answer's size."""
 
     greeting: Greeting
     text: str
@@ -132,7 +133,12 @@ QUESTIONS: Mapping[str, Question] = {
 """What servers whose connections stay are asked by :class:`Kv`."""
 
 STORES: Mapping[str, Store] = {store.name: store for store in (REDIS, MEMCACHED)}
-SERVERS: Mapping[str, Server] = {**HTTP_SERVERS, **STORES, Rules.name: Rules()}
+SERVERS: Mapping[str, Server] = {
+    **HTTP_SERVERS,
+    **STORES,
+    Postgresql.name: Postgresql(),
+    Rules.name: Rules(),
+}
 """Everything that a scenario may be run with."""
 
 

@@ -89,7 +89,8 @@ class Redis:
             with self._stores(setup, mode, instances) as running:
                 outcome, seen = running.load(setup.seconds, setup.warmup)
                 taken.cores = seen.cores
-                local, past = _local_percent(running, instances), 0.0
+                local = _local_percent(running, instances)
+                past: float | None = 0.0
                 if self._is_past_tcp(mode):
                     past = past_tcp_percent(running.process.pid, running.netspace)
             errors += outcome.errors
