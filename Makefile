@@ -47,7 +47,7 @@ bench: packages-all install ## measure on this machine and write the figures int
 	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
 	$(BIN)/python tools/figures.py
 
-soak: packages-all install ## servers in random trouble for SOAK seconds: no loss, no growth, no stuck slot
+soak: packages-all install ## servers in random trouble for SOAK seconds, and STREAMS GiB over the local fast path
 	$(BIN)/python tools/soak.py --seconds $(SOAK)
 	FASTSOCKET_FLOOD=60000 $(BIN)/pytest -q tests/apps/test_deliver.py
 	FASTSOCKET_STREAM_GIB=$(STREAMS) $(BIN)/pytest -q -s tests/netns/test_local_streams.py

@@ -51,7 +51,7 @@ class Flow:
             self.sender.shutdown(socket.SHUT_WR)
 
     def pull(self) -> int:
-        """Read a piece of random size, now and then only look at it, and compare; return its size."""
+        """Read a piece of random size, now and then look at it first; compare; return its size."""
         size = self.chaos.randint(1, LARGEST)
         if self.chaos.random() < 0.05:
             ahead = self.reader.recv(size, socket.MSG_PEEK)
@@ -101,7 +101,7 @@ class Streams:
             halfway: Called once, when half of the bytes have been read.
 
         Raises:
-            AssertionError: A byte was wrong, a socket hung, or a connection ended that nobody reset.
+            AssertionError: A byte was wrong, a socket hung, or one was reset by nobody.
         """
         total = sum(mine.total for mine, _ in self.flows.values())
         victims = {

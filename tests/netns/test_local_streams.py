@@ -64,7 +64,7 @@ def test_switched_off_on_the_way(listener: socket.socket) -> None:
 
 
 def test_resets_and_switching_off_by_chance(listener: socket.socket) -> None:
-    """Up to half of the connections are reset on the way; every other round switches off halfway."""
+    """Up to half of the connections are reset; every other round switches off halfway."""
     chance = random.Random(SEED)
     moved = resets = redirected = rounds = 0
     begun = time.monotonic()
