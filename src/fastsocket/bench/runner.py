@@ -43,6 +43,7 @@ _PAIRS = (
     (Mode.RPS, Mode.STOCK),
     (Mode.RFS, Mode.STOCK),
     (Mode.LOCAL, Mode.STOCK),
+    (Mode.FASTSOCKET, Mode.RPS),
     (Mode.FASTSOCKET, Mode.RFS),
     # What something is worth: on, over off.
     (Mode.STOCK, Mode.NO_EARLY_DEMUX),

@@ -137,7 +137,7 @@ def _table(columns: Mapping[str, Mapping[str, Metric | Interval]]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     metrics = list(next(iter(columns.values())))
     for metric in metrics:
         table.add_row(
