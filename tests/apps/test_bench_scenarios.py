@@ -193,11 +193,10 @@ def test_one_and_eight_instances_are_asked(scenario, server, mode, local, past):
     assert (sysctl.exists() and sysctl.read_text()) == before
 
 
-@pytest.mark.parametrize("server", ["postgresql", "nginx"])
-def test_long_connections_on_the_local_fast_path(server):
-    if server == "postgresql" and not shutil.which("pgbench"):
+def test_pgbench_on_the_local_fast_path():
+    if not shutil.which("pgbench"):
         pytest.skip("PostgreSQL with pgbench is not installed")
-    got = bench("local", "--server", server, "--modes", "fastsocket", "--seconds", "0.2")
+    got = bench("local", "--server", "postgresql", "--modes", "fastsocket", "--seconds", "0.2")
     assert got["fastsocket"]["rps"] > 100
     assert got["fastsocket"]["p99_us"] > 0
     # What a server says before its client has been accepted, and what fills a buffer, is TCP's.
