@@ -232,8 +232,9 @@ def test_rules_are_compared_with_c_and_readers_with_the_kernel():
     assert flows.read_text() == before
 
 
-def test_proxy_needs_namespaces():
-    done = call("proxy", prefix=POWERLESS)
+@pytest.mark.parametrize("scenario", ["proxy", "redis"])
+def test_some_scenarios_need_namespaces(scenario):
+    done = call(scenario, prefix=POWERLESS)
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "namespaces" in done.stderr

@@ -109,8 +109,8 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    has = scenario.modes if isinstance(scenario, Redis) else chosen.modes
-    modes = chosen_modes(request.modes, has, chosen.name)
+    whose = scenario if isinstance(scenario, Redis) else chosen
+    modes = chosen_modes(request.modes, whose.modes, whose.name)
     if isinstance(scenario, Soak):
         modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
