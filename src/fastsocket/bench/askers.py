@@ -17,9 +17,9 @@ from fastsocket.bench.postgresql import PACKAGE, USER
 from fastsocket.bench.process import Greeting, spawn
 from fastsocket.bench.servers import Site
 from fastsocket.bench.stores import QUESTIONS, Kv
-from fastsocket.errors import FastsocketError
+from fastsocket.errors import FastsocketError, UsageError
 
-__all__ = ["ASKERS", "Answers", "Asker", "parse_redis_benchmark"]
+__all__ = ["ASKERS", "Answers", "Asker", "Order", "parse_redis_benchmark"]
 
 READY_SECONDS = 15.0
 # How much longer than asked for a round may take on a slow machine.
@@ -34,23 +34,32 @@ class Answers(NamedTuple):
     number: int
 
 
+class Order(NamedTuple):
+    """Connections, requests that each has under way at once, and for how many seconds."""
+
+    connections: int
+    pipeline: int
+    seconds: float
+
+
 class Asker(Protocol):
     """One client, and the servers' greeting."""
 
     greeting: Greeting
 
-    def check(self) -> None:
-        """See whether the client is there.
+    def check(self, pipeline: int) -> None:
+        """See whether the client is there and can have so many requests under way.
 
         Raises:
             FastsocketError: It is not.
+            UsageError: It cannot.
         """
 
     def fill(self, netspace: Netspace, site: Site) -> None:
         """Give a server that is up what it will be asked for."""
 
-    def ask(self, netspace: Netspace, site: Site, connections: int, seconds: float) -> Answers:
-        """Ask for about `seconds`: a slow machine may take longer, for as many answers.
+    def ask(self, netspace: Netspace, site: Site, order: Order) -> Answers:
+        """Ask for about the seconds of `order`; a slow machine takes longer for as many answers.
 
         Raises:
             FastsocketError: The client failed, or said something unreadable.
@@ -63,19 +72,20 @@ class RedisBenchmark:
     greeting = QUESTIONS["redis"].greeting
     requests_a_second = 30_000
 
-    def check(self) -> None:
+    def check(self, pipeline: int) -> None:
         """See :class:`Asker`."""
         _check("redis-benchmark", "redis-tools")
 
     def fill(self, netspace: Netspace, site: Site) -> None:
         """See :class:`Asker`; what is not there is answered as well."""
 
-    def ask(self, netspace: Netspace, site: Site, connections: int, seconds: float) -> Answers:
+    def ask(self, netspace: Netspace, site: Site, order: Order) -> Answers:
         """See :class:`Asker`."""
-        count = max(int(self.requests_a_second * seconds), connections)
+        count = max(int(self.requests_a_second * order.seconds), order.connections)
         command = ["redis-benchmark", "-h", site.address, "-p", str(site.port), "-t", "get"]
-        command += ["--csv", "-c", str(connections), "-n", str(count)]
-        return Answers(*parse_redis_benchmark(_run(command, netspace, seconds)), count)
+        command += ["--csv", "-c", str(order.connections), "-n", str(count)]
+        command += ["-P", str(order.pipeline)]
+        return Answers(*parse_redis_benchmark(_run(command, netspace, order.seconds)), count)
 
 
 def parse_redis_benchmark(output: str) -> tuple[float, float]:
@@ -100,18 +110,25 @@ class KvAsker:
         self._question = QUESTIONS[server]
         self.greeting = self._question.greeting
 
-    def check(self) -> None:
+    def check(self, pipeline: int) -> None:
         """See :class:`Asker`."""
 
     def fill(self, netspace: Netspace, site: Site) -> None:
         """See :class:`Asker`; the greeting has done it."""
 
-    def ask(self, netspace: Netspace, site: Site, connections: int, seconds: float) -> Answers:
+    def ask(self, netspace: Netspace, site: Site, order: Order) -> Answers:
         """See :class:`Asker`."""
-        client = Kv(self._question, [(site.address, site.port)])
-        cpus = len(os.sched_getaffinity(0))
-        load = Load(site.address, site.port, connections, seconds, 0, cpus, site.directory)
-        seen = client.parse(_run(client.command(load), netspace, seconds))
+        client = Kv(self._question, [(site.address, site.port)], order.pipeline)
+        load = Load(
+            url_host=site.address,
+            port=site.port,
+            connections=order.connections,
+            seconds=order.seconds,
+            warmup=0,
+            processes=len(os.sched_getaffinity(0)),
+            directory=site.directory,
+        )
+        seen = client.parse(_run(client.command(load), netspace, order.seconds))
         if seen.errors or not seen.completed:
             raise FastsocketError(f"{seen.errors} connections ended", f"{seen.completed} answers")
         return Answers(seen.completed / seen.seconds, seen.latency_us["p99"], seen.completed)
@@ -126,9 +143,11 @@ class Pgbench:
     # Of the transactions, how many are written down with their latency: that takes time, too.
     sampled = 0.2
 
-    def check(self) -> None:
+    def check(self, pipeline: int) -> None:
         """See :class:`Asker`."""
         _check("pgbench", PACKAGE)
+        if pipeline > 1:
+            raise UsageError("pgbench has no pipelines here", todo="leave --pipeline out")
 
     def fill(self, netspace: Netspace, site: Site) -> None:
         """See :class:`Asker`; a database that still starts refuses."""
@@ -142,14 +161,15 @@ class Pgbench:
                     raise
                 time.sleep(0.05)
 
-    def ask(self, netspace: Netspace, site: Site, connections: int, seconds: float) -> Answers:
+    def ask(self, netspace: Netspace, site: Site, order: Order) -> Answers:
         """See :class:`Asker`."""
-        each = max(int(self.requests_a_second * seconds) // connections, 1)
+        connections = order.connections
+        each = max(int(self.requests_a_second * order.seconds) // connections, 1)
         with tempfile.TemporaryDirectory(dir=site.directory) as place:
             load = ["-S", "-n", "-M", "prepared", "-c", str(connections), "-t", str(each)]
             load += ["-j", str(min(len(os.sched_getaffinity(0)), connections))]
             load += ["-l", f"--log-prefix={place}/log", f"--sampling-rate={self.sampled}"]
-            said = _run([*self._command(site), *load], netspace, seconds)
+            said = _run([*self._command(site), *load], netspace, order.seconds)
             files = [file.read_text(encoding="ascii") for file in Path(place).iterdir()]
         try:
             speed = next(line for line in said.splitlines() if line.startswith("tps = "))

@@ -24,6 +24,7 @@ from fastsocket.bench.result import Result
 from fastsocket.bench.runner import Progress, Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import ADDRESS, SPARE, Scenario, Setup
 from fastsocket.bench.scenarios import SCENARIOS
+from fastsocket.bench.scenarios.local import Local
 from fastsocket.bench.scenarios.redis import Redis
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
 from fastsocket.bench.scenarios.short import Short
@@ -116,7 +117,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
     if request.cores and not isinstance(scenario, Scale):
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
 
-    if request.pipeline > 1 and not isinstance(scenario, Redis):
+    if request.pipeline > 1 and not isinstance(scenario, (Redis, Local)):
         raise UsageError(f"{scenario.name} has no pipelines", todo="leave --pipeline out")
 
     def missing(done: Rounds[Mode]) -> dict[str, float]:
@@ -148,6 +149,8 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             pipeline=request.pipeline,
         )
         setup = scenario.prepare(setup)
+        if setup.pipeline > 1:
+            setup.note(f"pipelines of {setup.pipeline} requests; latency is that of a whole one")
         advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))
         times = (request.rounds, seed, advance, request.budget_seconds)
         if isinstance(scenario, Scale):

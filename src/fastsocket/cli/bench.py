@@ -82,7 +82,7 @@ DEFAULT_DIRECTORY = Path("bench-results")
     type=click.IntRange(1, MOST_PIPELINED),
     default=1,
     show_default=True,
-    help="Requests of a connection at once (redis).",
+    help="Requests of a connection at once (redis, local).",
 )
 @click.option("--full", is_flag=True, help="crash: all servers, until enough has happened.")
 @click.option(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`local`: questions and answers on long connections, plain and on the local fast path.
 
-One server with its users' own client on 16 connections, without pipelining: `redis-benchmark`
+One server with its users' own client on 16 connections: `redis-benchmark`
 asking GET, `pgbench --select-only`, and for the others `fastsocket-kv`. In mode `fastsocket` the
 server runs with its profile and ``--local-fast-path``. CPU time is that of server and client, and
 with it that of the kernel's work in their name; it says more than requests per second where the
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fastsocket.bench.askers import ASKERS
+from fastsocket.bench.askers import ASKERS, Order
 from fastsocket.bench.fastpath import await_fast_path, past_tcp_percent, with_fast_path
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
@@ -47,7 +47,7 @@ class Local:
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
-        ASKERS[setup.server.name].check()
+        ASKERS[setup.server.name].check(setup.pipeline)
         profile = ("--profile", setup.server.name)
         options = (*profile, *setup.run_options, *with_fast_path(setup.port))
         return replace(setup, connections=CONNECTIONS, run_options=options)
@@ -56,6 +56,7 @@ class Local:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
         asker = ASKERS[setup.server.name]
+        order = Order(setup.connections, setup.pipeline, setup.seconds)
         with (
             Netspace.make() if setup.private else Netspace.host() as netspace,
             site_directory() as place,
@@ -63,9 +64,9 @@ class Local:
             site = Site(ADDRESS, setup.port, setup.workers, place, keep_alive=True)
             with _serving(setup, mode, netspace, site) as server:
                 asker.fill(netspace, site)
-                asker.ask(netspace, site, setup.connections, WARMUP_SHARE * setup.seconds)
+                asker.ask(netspace, site, order._replace(seconds=WARMUP_SHARE * setup.seconds))
                 before, client = _cpu_seconds(server, netspace), _children_seconds()
-                answers = asker.ask(netspace, site, setup.connections, setup.seconds)
+                answers = asker.ask(netspace, site, order)
                 client = _children_seconds() - client
                 time.sleep(SETTLE_SECONDS)
                 spent = _cpu_seconds(server, netspace) - before + client

@@ -77,8 +77,6 @@ class Redis:
             raise MissingFeatureError(
                 f"{self.name} needs network namespaces", "none can be made", "run it as root"
             )
-        if setup.pipeline > 1:
-            setup.note(f"pipelines of {setup.pipeline} requests; latency is that of a whole one")
         return replace(setup, client=self._client(setup, ADDRESS, [setup.port]))
 
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
