@@ -193,10 +193,10 @@ static __always_inline void describe(const struct bpf_sock_ops *ctx, struct conn
 	c->destination_port = active ? remote : local;
 }
 
-/* Whether the process that has the socket reads it without waiting. */
-static __always_inline int blocks(struct sock *sk)
+/* Whether the process that has the socket waits when it reads. */
+static __always_inline int blocks(struct socket *socket)
 {
-	return !(BPF_CORE_READ(sk, sk_socket, file, f_flags) & O_NONBLOCK);
+	return !(BPF_CORE_READ(socket, file, f_flags) & O_NONBLOCK);
 }
 
 /* Put the socket into the map, unless something stands on TCP that it would break (TLS, MPTCP),
@@ -212,7 +212,7 @@ static __always_inline struct tcp_sock *take(struct bpf_sock_ops *ctx, __u64 *co
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp || tp->inet_conn.icsk_ulp_ops)
 		return NULL;
-	if (client && blocks((struct sock *)tp))
+	if (client && blocks(BPF_CORE_READ((struct sock *)tp, sk_socket)))
 		return NULL;
 	*cookie = bpf_get_socket_cookie(ctx);
 	if (bpf_sock_hash_update(ctx, &local_sockets, cookie, BPF_NOEXIST))
@@ -368,6 +368,7 @@ int fs_local_send(struct sk_msg_md *msg)
 {
 	struct fs_local *local = page();
 	struct tcp_sock *own, *peer;
+	struct socket *socket;
 	struct sock *sk;
 	struct end *end;
 	int queued, room;
@@ -390,9 +391,10 @@ int fs_local_send(struct sk_msg_md *msg)
 	    BPF_CORE_READ(peer, copied_seq) != own->write_seq ||
 	    BPF_CORE_READ(peer, inet_conn.icsk_ulp_ops))
 		goto pass;
-	if (!BPF_CORE_READ(sk, sk_socket))
+	socket = BPF_CORE_READ(sk, sk_socket);
+	if (!socket)
 		goto pass; /* not accepted yet */
-	if (blocks(sk)) {
+	if (blocks(socket)) {
 		/* A blocking call on a socket in a map ends with EAGAIN at a signal, which a server
 		 * need not expect. Some servers make a socket non-blocking right after they have
 		 * accepted it, so only one counts that has taken the piece before this one, too.
