@@ -194,7 +194,7 @@ static __always_inline void describe(const struct bpf_sock_ops *ctx, struct conn
 }
 
 /* The peer's socket is known by a number. Where the kernel makes a pointer of it that may be read
- * like its own, each message costs a third less than with a helper's call for every field. Since
+ * like its own, a message costs less than with a helper's call for every field. Since
  * Linux commit a35b9af4ec2c ("bpf: Add a kfunc for generic type cast") (in v6.2).
  */
 #ifdef LOCAL_CAST
