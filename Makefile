@@ -9,8 +9,9 @@ C_FILES  = $(shell git ls-files 'native/*.c' 'native/*.h')
 # What `make bench` measures: the servers of the scenario "short".
 SERVERS ?= nginx haproxy haproxy-single-queue lighttpd
 ROUNDS  ?= 12
-# How long `make soak` keeps going, in seconds.
+# How long `make soak` keeps going, in seconds, and the GiB that cross the local fast path then.
 SOAK    ?= 1200
+STREAMS ?= 100
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -46,9 +47,10 @@ bench: packages-all install ## measure on this machine and write the figures int
 	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
 	$(BIN)/python tools/figures.py
 
-soak: packages-all install ## servers in random trouble for SOAK seconds, 60,000 connections, machines of 24 CPUs
+soak: packages-all install ## servers in random trouble for SOAK seconds, STREAMS GiB past TCP, machines of 24 CPUs
 	$(BIN)/python tools/soak.py --seconds $(SOAK)
 	FASTSOCKET_FLOOD=60000 $(BIN)/pytest -q tests/apps/test_deliver.py
+	FASTSOCKET_STREAM_GIB=$(STREAMS) $(BIN)/pytest -q -s tests/netns/test_local_streams.py
 	FASTSOCKET_VM_CPUS=24 $(BIN)/pytest -q tests/kernel/test_steer.py
 
 man: install ## write docs/fastsocket.1 from the commands' own help

@@ -110,8 +110,8 @@ struct pt_regs___arm64 {
 } __attribute__((preserve_access_index));
 
 /*
- * Whose connections count: inode number of the network namespace, and port, 0 for all. The first is a
- * listener, the second the backend that a proxy in that namespace connects to.
+ * Whose connections count: inode number of the network namespace, and ports, 0 for all. The first are
+ * listeners, the second the backend that a proxy in that namespace connects to.
  */
 enum role {
 	ROLE_LISTENER,
@@ -121,7 +121,7 @@ enum role {
 
 struct target {
 	__u32 netns;
-	__u32 port;
+	__u32 port, last; /* from, and up to and with */
 };
 
 /* A thread on a CPU: one that is not pinned has several. */
@@ -215,13 +215,14 @@ static __always_inline bool is_target(const struct sock *sk, enum role role, __b
 {
 	__u32 key = role;
 	struct target *target = bpf_map_lookup_elem(&target_map, &key);
+	__u32 number = bpf_ntohs(port);
 
-	return target && (!target->port || bpf_ntohs(port) == target->port) &&
+	return target && (!target->port || (number >= target->port && number <= target->last)) &&
 	       BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum) == target->netns;
 }
 
 /*
- * Whether a socket of the server's side belongs to the listener that is watched. Its port is read
+ * Whether a socket of the server's side belongs to a listener that is watched. Its port is read
  * from inet_sport: a closing socket has given inet_num back when the tracepoint runs.
  */
 static __always_inline bool is_watched(const struct sock *sk)

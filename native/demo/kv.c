@@ -10,6 +10,7 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +27,7 @@
 #define MAX_ANSWER (1 << 20)
 #define MAX_SECONDS 86400
 #define EVENTS 128
+#define CONNECT_MS 10000
 #define LOOK_MS 20 /* how long a process may sleep past its end */
 #define SETTLE_NS (100 * NS_PER_MS) /* from the last fork to the first request */
 
@@ -116,7 +118,7 @@ static void parse(int argc, char **argv, struct options *options)
 		options->processes = options->connections;
 }
 
-/* One send() takes a request whole: each connection has only one under way. */
+/* One send() takes a request whole: each connection has only one under way, and that is short. */
 static bool ask(struct connection *connection, const struct options *options)
 {
 	connection->missing = options->answer;
@@ -125,15 +127,36 @@ static bool ask(struct connection *connection, const struct options *options)
 	       (ssize_t)options->request_size;
 }
 
+/* The error of a connect() that goes on by itself, or 0 once it is established. */
+static int outcome(int fd)
+{
+	struct pollfd wanted = {.fd = fd, .events = POLLOUT};
+	socklen_t size = sizeof(int);
+	int error = 0;
+
+	if (errno != EINPROGRESS)
+		return errno;
+	if (poll(&wanted, 1, CONNECT_MS) != 1)
+		return ETIMEDOUT;
+	getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+	return error;
+}
+
+/* The socket does not block from the start, like those of most clients of stores. */
 static void open_connection(struct connection *connection, const struct address *target)
 {
 	char text[ADDRESS_TEXT];
-	int one = 1;
+	int one = 1, error = 0;
 
-	connection->fd = socket(target->sa.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (connection->fd < 0 || connect(connection->fd, &target->sa, target->len)) {
+	connection->fd =
+		socket(target->sa.sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (connection->fd < 0)
+		error = errno;
+	else if (connect(connection->fd, &target->sa, target->len))
+		error = outcome(connection->fd);
+	if (error) {
 		format_address(target, text);
-		fail(EXIT_FAILED, "cannot connect to %s: %s", text, strerror(errno));
+		fail(EXIT_FAILED, "cannot connect to %s: %s", text, strerror(error));
 	}
 	setsockopt(connection->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }
@@ -172,6 +195,8 @@ static void run(const struct options *options, struct counts *tally, unsigned in
 			ssize_t got = recv(connection->fd, answer, connection->missing, 0);
 			uint64_t now;
 
+			if (got < 0 && errno == EAGAIN)
+				continue;
 			if (got > 0) {
 				connection->missing -= got;
 				if (connection->missing)

@@ -19,16 +19,27 @@ class Flow:
     """One direction of one connection: what `sender` sends, `reader` checks byte by byte."""
 
     def __init__(
-        self, sender: socket.socket, reader: socket.socket, total: int, chaos: random.Random
+        self,
+        sender: socket.socket,
+        reader: socket.socket,
+        total: int,
+        pattern: bytes,
+        chaos: random.Random,
     ) -> None:
         self.sender, self.reader, self.total, self.chaos = sender, reader, total, chaos
         self.sent = self.got = 0
         self.ended = False  # the reader saw the end
-        block = chaos.randbytes(PERIOD)
-        self.pattern = memoryview(block + block[:LARGEST])
+        self.cut = False  # its connection was reset
+        self.pattern = pattern
+        self.begin = chaos.randrange(PERIOD)  # no other direction's byte is taken for its own
 
-    def _expected(self, position: int, size: int) -> memoryview:
-        begin = position % PERIOD
+    @property
+    def arrived(self) -> bool:
+        """Whether every byte that was to be sent was read, and the end after it."""
+        return self.got == self.total and self.ended
+
+    def _expected(self, position: int, size: int) -> bytes:
+        begin = (self.begin + position) % PERIOD
         return self.pattern[begin : begin + size]
 
     def push(self) -> None:
@@ -39,8 +50,8 @@ class Flow:
         if self.sent == self.total:
             self.sender.shutdown(socket.SHUT_WR)
 
-    def pull(self) -> None:
-        """Read a piece of random size, now and then only look at it, and compare."""
+    def pull(self) -> int:
+        """Read a piece of random size, now and then look at it first; compare; return its size."""
         size = self.chaos.randint(1, LARGEST)
         if self.chaos.random() < 0.05:
             ahead = self.reader.recv(size, socket.MSG_PEEK)
@@ -49,6 +60,7 @@ class Flow:
         assert part == self._expected(self.got, len(part)), f"differs at {self.got}"
         self.got += len(part)
         self.ended = not part
+        return len(part)
 
 
 class Streams:
@@ -67,23 +79,29 @@ class Streams:
         self.sockets: dict[int, socket.socket] = {}
         self.resets = 0
         self.moved = 0
+        block = self.chaos.randbytes(PERIOD)
+        pattern = block + block[:LARGEST]
         for _ in range(count):
             client = socket.create_connection(listener.getsockname()[:2], PATIENCE_S)
             server, _ = listener.accept()
             client.setblocking(False)
             server.setblocking(False)
-            up = Flow(client, server, bytes_each, self.chaos)
-            down = Flow(server, client, self.chaos.choice((bytes_each, 1)), self.chaos)
+            up = Flow(client, server, bytes_each, pattern, self.chaos)
+            half = self.chaos.choice((bytes_each, 1))  # one that ends its direction at once
+            down = Flow(server, client, half, pattern, self.chaos)
             self.flows[client.fileno()] = up, down
             self.flows[server.fileno()] = down, up
             self.sockets |= {client.fileno(): client, server.fileno(): server}
 
     def run(self, reset_share: float = 0, halfway: Callable[[], object] | None = None) -> None:
-        """Drive all connections to their ends.
+        """Drive all connections to their ends; `moved` is how many bytes have been read.
 
         Args:
             reset_share: Of the connections, how many are reset somewhere on the way.
             halfway: Called once, when half of the bytes have been read.
+
+        Raises:
+            AssertionError: A byte was wrong, a socket hung, or one was reset by nobody.
         """
         total = sum(mine.total for mine, _ in self.flows.values())
         victims = {
@@ -100,17 +118,18 @@ class Streams:
                 for fd, mask in ready:
                     if fd in self.sockets:
                         self._serve(events, fd, mask, victims)
-                self.moved = sum(theirs.got for _, theirs in self.flows.values())
                 if halfway and self.moved >= total // 2:
                     halfway()
                     halfway = None
         assert halfway is None, "the half was never reached"
+        lost = [mine for mine, _ in self.flows.values() if not mine.cut and not mine.arrived]
+        assert not lost, f"{len(lost)} directions are incomplete"
 
     def _serve(self, events: select.epoll, fd: int, mask: int, victims: dict[int, int]) -> None:
         mine, theirs = self.flows[fd]
         try:
             if mask & (select.EPOLLIN | select.EPOLLERR | select.EPOLLHUP) and not theirs.ended:
-                theirs.pull()
+                self.moved += theirs.pull()
             if mask & select.EPOLLOUT and mine.sent < mine.total:
                 mine.push()
                 if mine.sent == mine.total:
@@ -118,11 +137,13 @@ class Streams:
         except BlockingIOError:
             pass
         except (ConnectionResetError, BrokenPipeError):
+            assert mine.cut, "reset by nobody"
             self.resets += 1
             self._drop(events, fd)
             return
         if fd in victims and mine.sent > victims[fd]:
             self.sockets[fd].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            mine.cut = theirs.cut = True
             self._drop(events, fd)
         elif theirs.ended and mine.sent == mine.total:
             self._drop(events, fd)
@@ -130,7 +151,3 @@ class Streams:
     def _drop(self, events: select.epoll, fd: int) -> None:
         events.unregister(fd)
         self.sockets.pop(fd).close()
-
-    def all_arrived(self) -> bool:
-        """Tell whether every byte that was to be sent was read, and the end after it."""
-        return all(mine.got == mine.total and mine.ended for mine, _ in self.flows.values())

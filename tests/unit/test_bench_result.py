@@ -77,7 +77,7 @@ def rounds_of(setup, rounds, scenario=None, **options):
     done = run_rounds(
         scenario or Recorded(),
         setup,
-        list(Mode),
+        list(SPEED),
         rounds,
         1,
         lambda *step: steps.append(step),
@@ -130,7 +130,7 @@ def test_every_round_has_every_mode_once_in_changing_order(setup):
     scenario = Recorded()
     done, steps = rounds_of(setup, 12, scenario)
     orders = [tuple(scenario.calls[place : place + 3]) for place in range(0, 36, 3)]
-    assert all(set(order) == set(Mode) for order in orders)
+    assert all(set(order) == set(SPEED) for order in orders)
     assert len(set(orders)) > 1
     assert len(done.complete) == 12
     assert [step[0] for step in steps] == list(range(36))

@@ -125,7 +125,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_profiles_are_complete() -> None:
-    names = "gunicorn granian haproxy lighttpd memcached nginx redis uvicorn"
+    names = "gunicorn granian haproxy lighttpd memcached nginx node postgresql redis uvicorn"
     assert set(profile_names()) == set(names.split())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsocket.bench.scenarios.local import parse
+from fastsocket.bench.askers import parse_redis_benchmark
 from fastsocket.errors import FastsocketError, MissingFeatureError
 from fastsocket.local import selftest
 from fastsocket.local.fastpath import Counters, Off, cgroup_root
@@ -64,6 +64,6 @@ def test_what_redis_benchmark_says() -> None:
     head = '"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms",'
     head += '"p95_latency_ms","p99_latency_ms","max_latency_ms"\n'
     row = '"GET","50000.00","0.2","0.1","0.3","0.4","0.487","2.1"\n'
-    assert parse(head + row) == (50000.0, 487.0)
+    assert parse_redis_benchmark(head + row) == (50000.0, 487.0)
     with pytest.raises(FastsocketError, match="unreadable"):
-        parse("Could not connect")
+        parse_redis_benchmark("Could not connect")

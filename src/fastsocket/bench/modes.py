@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The three ways in which every server is compared."""
+"""The ways in which servers are compared: three of every server, more of stores."""
 
 import json
 import sys
@@ -12,20 +12,29 @@ _FASTSOCKET = (sys.executable, "-c", "from fastsocket.cli.main import main; main
 
 
 class Mode(StrEnum):
-    """How the server listens; everything else is the same for all.
+    """How the server listens, and how packets come to it; everything else is the same for all.
 
     ``stock`` is the server's usual configuration for several workers, ``reuseport`` the same with
     the server's own reuseport setting, ``fastsocket`` the stock one under ``fastsocket run``.
+
+    Of stores only, and with the stock configuration: ``rps`` and ``rfs`` are the kernel's own
+    steering, ``local`` is ``fastsocket run`` with the local fast path where ``fastsocket`` is
+    something else, and ``no-early-demux`` and ``no-skb-defer`` are stock with that switched off.
     """
 
     STOCK = "stock"
     REUSEPORT = "reuseport"
+    RPS = "rps"
+    RFS = "rfs"
+    NO_EARLY_DEMUX = "no-early-demux"
+    NO_SKB_DEFER = "no-skb-defer"
+    LOCAL = "local"
     FASTSOCKET = "fastsocket"
 
     @property
     def listens(self) -> "Mode":
         """The mode whose configuration file the server gets."""
-        return Mode.STOCK if self is Mode.FASTSOCKET else self
+        return self if self is Mode.REUSEPORT else Mode.STOCK
 
 
 def fastsocket_command(options: Sequence[str], command: Sequence[str]) -> list[str]:

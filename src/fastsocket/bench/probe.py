@@ -132,16 +132,20 @@ class Probe:
                     ) from error
             yield
 
-    def watch(self, netns: int, port: int = ANY_PORT) -> None:
-        """Forget accepts, call sites and wake-ups; from now on count for `port` in `netns`."""
+    def watch(self, netns: int, port: int = ANY_PORT, ports: int = 1) -> None:
+        """Forget accepts, call sites and wake-ups; from now on count for `port` in `netns`.
+
+        With `ports`, also for as many as that from `port` on.
+        """
         for table in (self._threads, self._sites, self._woken):
             for key in list(table.keys()):
                 table.delete(key)
-        self._object.map("target_map").update(_LISTENER, struct.pack("=II", netns, port))
+        last = port + ports - 1
+        self._object.map("target_map").update(_LISTENER, struct.pack("=III", netns, port, last))
 
     def watch_backend(self, netns: int, port: int) -> None:
         """From now on count connections that are opened in namespace `netns` to a `port`."""
-        self._object.map("target_map").update(_BACKEND, struct.pack("=II", netns, port))
+        self._object.map("target_map").update(_BACKEND, struct.pack("=III", netns, port, port))
 
     def events(self) -> Events:
         """Return the counts of what has been attached so far."""

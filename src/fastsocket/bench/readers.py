@@ -11,28 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
+from fastsocket.bench.arrivals import kernel_follows, rule_follows
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import READS, Probe
 from fastsocket.bench.process import spawn
-from fastsocket.bench.wires import finish_checksums, follow_readers, wire
+from fastsocket.bench.wires import finish_checksums, wire
 from fastsocket.errors import FastsocketError
-from fastsocket.host.journal import append
-from fastsocket.steer import device
-from fastsocket.steer.compile import compile_rule
-from fastsocket.steer.library import find_rule
 
-__all__ = ["kernel_follows", "local_reads", "rule_follows"]
+__all__ = ["local_reads"]
 
 _ADDRESSES = ("192.0.2.2", "192.0.2.1")
 _PORT = 8080
 _DEVICE = "reader"
 _SETTLE_SECONDS = 0.01
 _PATIENCE = 10
-_FLOWS = Path("/proc/sys/net/core/rps_sock_flow_entries")
-_TABLE = 4096
 _SENDER = """
 import socket, sys, time
 connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
@@ -44,39 +38,6 @@ try:
 except OSError:
     pass
 """
-
-Way = AbstractContextManager[None]
-
-
-@contextmanager
-def kernel_follows(netspace: Netspace, cpus: Sequence[int]) -> Iterator[None]:
-    """Let RFS steer, for a block; its table of sockets is the host's and is put back after."""
-    before = _FLOWS.read_text()
-    wanted = max(int(before), _TABLE)
-    # Whoever kills the bench meanwhile finds in the log what to put back.
-    append(f"bench sets {_FLOWS} from {before.strip()} to {wanted} for a while")
-    try:
-        _FLOWS.write_text(str(wanted))
-        follow_readers(netspace, _DEVICE, cpus, _TABLE)
-        yield
-    finally:
-        _FLOWS.write_text(before)
-
-
-@contextmanager
-def rule_follows(netspace: Netspace, cpus: Sequence[int]) -> Iterator[None]:
-    """Let the rule receive_cpu steer, for a block.
-
-    Raises:
-        FastsocketError: It cannot be attached.
-    """
-    with netspace.entered():
-        device.attach(compile_rule(find_rule("receive_cpu"), len(cpus)), _DEVICE, cpus)
-    try:
-        yield
-    finally:
-        with netspace.entered():
-            device.detach(_DEVICE)
 
 
 def local_reads(probe: Probe, cpus: Sequence[int], seconds: float, by_rule: bool) -> float | None:
@@ -100,7 +61,7 @@ def local_reads(probe: Probe, cpus: Sequence[int], seconds: float, by_rule: bool
             server = socket.create_server((_ADDRESSES[1], _PORT))
         server.settimeout(_PATIENCE)
         follows = rule_follows if by_rule else kernel_follows
-        with server, follows(mine, cpus), _sending(theirs):
+        with server, follows(mine, _DEVICE, cpus), _sending(theirs):
             connection, _ = server.accept()
             connection.settimeout(_PATIENCE)
             probe.watch(mine.inode, _PORT)

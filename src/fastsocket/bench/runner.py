@@ -40,6 +40,14 @@ _PAIRS = (
     (Mode.FASTSOCKET, Mode.STOCK),
     (Mode.FASTSOCKET, Mode.REUSEPORT),
     (Mode.REUSEPORT, Mode.STOCK),
+    (Mode.RPS, Mode.STOCK),
+    (Mode.RFS, Mode.STOCK),
+    (Mode.LOCAL, Mode.STOCK),
+    (Mode.FASTSOCKET, Mode.RPS),
+    (Mode.FASTSOCKET, Mode.RFS),
+    # What something is worth: on, over off.
+    (Mode.STOCK, Mode.NO_EARLY_DEMUX),
+    (Mode.STOCK, Mode.NO_SKB_DEFER),
 )
 
 

@@ -51,7 +51,8 @@ class Setup:
     runs get a namespace of their own; `note` collects what the reader of the result must know;
     `rate` is in connections per second, for scenarios that keep one; `cpus` are those that server
     and client are kept to, empty for all that may be used; the client makes so many `requests` on
-    each connection, and is itself lean with `lean_client`.
+    each connection, and is itself lean with `lean_client`; `pipeline` is how many requests of a
+    connection that stays are under way at once.
     """
 
     server: Server
@@ -70,6 +71,7 @@ class Setup:
     cpus: tuple[int, ...] = ()
     requests: int = 1
     lean_client: bool = False
+    pipeline: int = 1
 
 
 @dataclass

@@ -20,9 +20,24 @@ from fastsocket.bench.modes import Mode
 from fastsocket.errors import FastsocketError
 from fastsocket.native import native_file
 
-__all__ = ["ANSWER", "CONNECTIONS", "HTTP_SERVERS", "Server", "Site", "Stall", "program"]
+__all__ = [
+    "ANSWER",
+    "CONNECTIONS",
+    "HTTP_SERVERS",
+    "KEPT_ANSWER_BYTES",
+    "Server",
+    "Site",
+    "Stall",
+    "program",
+]
 
 ANSWER = "0123456789abcdef" * 4
+# nginx's answer on a connection that it keeps, as it is configured here.
+KEPT_ANSWER_BYTES = len(
+    "HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+    f"Content-Type: text/plain\r\nContent-Length: {len(ANSWER)}\r\n"
+    f"Connection: keep-alive\r\n\r\n{ANSWER}"
+)
 # Below the hard limit of open files that containers usually get (4,096 or more).
 CONNECTIONS = 3000
 BACKLOG = 2048
@@ -161,7 +176,9 @@ class Nginx:
         """See :class:`Server`."""
         nginx = program("nginx", "nginx-light")
         reuseport = " reuseport" if mode.listens is Mode.REUSEPORT else ""
-        keep = "600s" if site.keep_alive else "0"
+        keep = "keepalive_timeout 0;"
+        if site.keep_alive:  # for ever, with answers of one size whatever its version
+            keep = "keepalive_timeout 600s; keepalive_requests 1000000000; server_tokens off;"
         slow = ""
         if site.stall:
             slow = f"location = /slow {{ access_log {site.stall.log}; return 200 slow; }}"
@@ -182,7 +199,7 @@ events {{
 }}
 http {{
     access_log off;
-    keepalive_timeout {keep};
+    {keep}
     {_temporary_paths(nginx, site.directory)}
     server {{
         listen {site.address}:{site.port}{reuseport};

@@ -24,6 +24,8 @@ from fastsocket.bench.result import Result
 from fastsocket.bench.runner import Progress, Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import ADDRESS, SPARE, Scenario, Setup
 from fastsocket.bench.scenarios import SCENARIOS
+from fastsocket.bench.scenarios.local import Local
+from fastsocket.bench.scenarios.redis import Redis
 from fastsocket.bench.scenarios.scale import PER_CORE, Scale, core_counts, setups_by_cores
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.soak import Soak
@@ -59,9 +61,9 @@ class Request:
     one, which the result names; `rate` None lets the scenario find one; `budget_seconds` ends the
     rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
-    is for nothing else. With `lean_client` Fastsocket's client is lean, too. `call_sites` adds a
-    run in each mode that names what remains of contentions and interrupts, where the scenario
-    counts them. `workers` None is one for each CPU.
+    is for nothing else, and `pipeline` for stores alone. With `lean_client` Fastsocket's client is
+    lean, too. `call_sites` adds a run in each mode that names what remains of contentions and
+    interrupts, where the scenario counts them. `workers` None is one for each CPU.
     """
 
     scenario: str
@@ -78,6 +80,7 @@ class Request:
     call_sites: bool = True
     rate: float | None = None
     cores: Sequence[int] = ()
+    pipeline: int = 1
     budget_seconds: float | None = None
     lean_client: bool = False
     wanted: Sequence[tuple[str, float]] = ()
@@ -112,7 +115,8 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
-    modes = chosen_modes(request.modes, chosen.modes, chosen.name)
+    whose = scenario if isinstance(scenario, Redis) else chosen
+    modes = chosen_modes(request.modes, whose.modes, whose.name)
     if isinstance(scenario, Soak):
         modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
@@ -124,6 +128,9 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} has as many workers as CPUs",
             todo=f"--workers is for {', '.join(OWN_WORKERS)}",
         )
+
+    if request.pipeline > 1 and not isinstance(scenario, (Redis, Local)):
+        raise UsageError(f"{scenario.name} has no pipelines", todo="leave --pipeline out")
 
     def missing(done: Rounds[Mode]) -> dict[str, float]:
         sums = done.sums(Mode.FASTSOCKET)
@@ -152,8 +159,11 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             run_options=request.run_options,
             rate=request.rate,
             lean_client=request.lean_client,
+            pipeline=request.pipeline,
         )
         setup = scenario.prepare(setup)
+        if setup.pipeline > 1:
+            setup.note(f"pipelines of {setup.pipeline} requests; latency is that of a whole one")
         advance = stack.enter_context(_bar(f"{scenario.name} {chosen.name}", quiet))
         times = (request.rounds, seed, advance, request.budget_seconds)
         if isinstance(scenario, Scale):

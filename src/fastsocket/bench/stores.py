@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Key-value stores: one thread each, so several instances side by side, and their client."""
+"""Stores: servers with one thread, so several instances side by side, and their client.
+
+nginx is one, too, with one worker and connections that stay.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,30 +11,44 @@ from dataclasses import dataclass
 from fastsocket.bench.behaviours import Scripted
 from fastsocket.bench.clients import Load, Outcome
 from fastsocket.bench.modes import Mode
-from fastsocket.bench.process import Greeting
-from fastsocket.bench.servers import ANSWER, HTTP_SERVERS, Server, Site, program
+from fastsocket.bench.postgresql import Postgresql
+from fastsocket.bench.process import HTTP, Greeting
+from fastsocket.bench.servers import (
+    ANSWER,
+    HTTP_SERVERS,
+    KEPT_ANSWER_BYTES,
+    Server,
+    Site,
+    program,
+)
 from fastsocket.bench.steer import Rules
 from fastsocket.errors import FastsocketError, UsageError
 from fastsocket.native import native_file
 
-__all__ = ["SERVERS", "STORES", "Kv", "Store", "server"]
+__all__ = ["QUESTIONS", "SERVERS", "STORES", "Kv", "Question", "Store", "server"]
 
 KEY = "bench"
 _SIZE = len(ANSWER)
 
 
 @dataclass(frozen=True)
+class Question:
+    """What tells that a server is up, what it is then asked all the time, and the answer's size."""
+
+    greeting: Greeting
+    text: str
+    answer_bytes: int
+
+
+@dataclass(frozen=True)
 class Store:
-    """A store: how it is started, what stores a value, and what asks for it."""
+    """A key-value store: how it is started."""
 
     name: str
     package: str
     program: str
     options: Sequence[str]
     address: tuple[str, str]
-    greeting: Greeting
-    question: str
-    answer_bytes: int
 
     modes = (Mode.STOCK, Mode.FASTSOCKET)
 
@@ -44,10 +61,15 @@ class Store:
 
 @dataclass(frozen=True)
 class Kv:
-    """fastsocket-kv: the same question again and again to every instance of a store."""
+    """fastsocket-kv: the same question again and again to every instance of a store.
 
-    store: Store
-    hosts: Sequence[str]
+    With a `pipeline` of several, a connection sends so many questions at once, and as many again
+    when all are answered; latency is that of all together.
+    """
+
+    question: Question
+    targets: Sequence[tuple[str, int]]
+    pipeline: int = 1
 
     name = "fastsocket-kv"
     warms_up = True
@@ -55,19 +77,21 @@ class Kv:
 
     def command(self, load: Load) -> list[str]:
         """See :class:`fastsocket.bench.clients.Client`."""
+        size = self.question.answer_bytes * self.pipeline
         return [
             str(native_file(self.name)),
-            *("-q", self.store.question, "-a", str(self.store.answer_bytes)),
+            *("-q", self.question.text * self.pipeline, "-a", str(size)),
             *("-c", str(load.connections), "-p", str(load.processes)),
             *("-t", f"{load.seconds:g}", "-W", f"{load.warmup:g}"),
-            *(f"{host}:{load.port}" for host in self.hosts),
+            *(f"{host}:{port}" for host, port in self.targets),
         ]
 
     def parse(self, output: str) -> Outcome:
         """See :class:`fastsocket.bench.clients.Client`."""
         try:
             said = json.loads(output)
-            return Outcome(said["seconds"], said["completed"], said["errors"], said["latency_us"])
+            completed = self.pipeline * said["completed"]
+            return Outcome(said["seconds"], completed, said["errors"], said["latency_us"])
         except (ValueError, KeyError, TypeError) as error:
             raise FastsocketError(
                 f"the output of {self.name} cannot be read", output[-80:].strip()
@@ -79,11 +103,12 @@ REDIS = Store(
     package="redis-server",
     program="redis-server",
     # Nothing is written to disk: a fork for a snapshot would be measured as well.
-    options=("--save", "", "--appendonly", "no", "--daemonize", "no"),
+    # In its namespace there is nobody to be protected from.
+    options=(
+        *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+        *("--protected-mode", "no"),
+    ),
     address=("--bind", "--port"),
-    greeting=Greeting(f"SET {KEY} {ANSWER}\r\n".encode(), b"+OK"),
-    question=f"GET {KEY}\r\n",
-    answer_bytes=len(f"${_SIZE}\r\n{ANSWER}\r\n"),
 )
 MEMCACHED = Store(
     name="memcached",
@@ -92,15 +117,27 @@ MEMCACHED = Store(
     # It would not run as root without a user to become, and becomes nobody else's.
     options=("-t", "1", "-U", "0", "-u", "root"),
     address=("-l", "-p"),
-    greeting=Greeting(f"set {KEY} 0 0 {_SIZE}\r\n{ANSWER}\r\n".encode(), b"STORED"),
-    question=f"get {KEY}\r\n",
-    answer_bytes=len(f"VALUE {KEY} 0 {_SIZE}\r\n{ANSWER}\r\nEND\r\n"),
 )
+QUESTIONS: Mapping[str, Question] = {
+    "redis": Question(
+        Greeting(f"SET {KEY} {ANSWER}\r\n".encode(), b"+OK"),
+        f"GET {KEY}\r\n",
+        len(f"${_SIZE}\r\n{ANSWER}\r\n"),
+    ),
+    "memcached": Question(
+        Greeting(f"set {KEY} 0 0 {_SIZE}\r\n{ANSWER}\r\n".encode(), b"STORED"),
+        f"get {KEY}\r\n",
+        len(f"VALUE {KEY} 0 {_SIZE}\r\n{ANSWER}\r\nEND\r\n"),
+    ),
+    "nginx": Question(HTTP, "GET / HTTP/1.1\r\nHost: bench\r\n\r\n", KEPT_ANSWER_BYTES),
+}
+"""What servers whose connections stay are asked by :class:`Kv`."""
 
 STORES: Mapping[str, Store] = {store.name: store for store in (REDIS, MEMCACHED)}
 SERVERS: Mapping[str, Server] = {
     **HTTP_SERVERS,
     **STORES,
+    Postgresql.name: Postgresql(),
     Rules.name: Rules(),
     Scripted.name: Scripted(),
 }

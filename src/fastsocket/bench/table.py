@@ -25,7 +25,11 @@ LABELS = {
     "accepted_lost": "lost with a worker",
     "queued_lost": "lost in a queue",
     "rps": "requests/s",
+    "cpu_us_per_request": "CPU us/request",
+    "past_tcp_percent": "past TCP %",
     "rps_1": "requests/s, 1 alone",
+    "cpu_us_per_request_1": "CPU us/req., 1 alone",
+    "past_tcp_percent_1": "past TCP %, 1 alone",
     "p99_us_1": "p99 us, 1 alone",
     "local_percent_1": "local %, 1 alone",
     "active_local_percent": "backend local %",
@@ -133,7 +137,7 @@ def _table(columns: Mapping[str, Mapping[str, Metric | Interval]]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     metrics = list(next(iter(columns.values())))
     for metric in metrics:
         table.add_row(

@@ -34,6 +34,7 @@ __all__ = ["command"]
 
 INTERRUPTED = 130
 MOST_WORKERS = 256  # FS_MAX_SLOTS of native/include/page.h
+MOST_PIPELINED = 256
 ALL = "all"
 DEFAULT_DIRECTORY = Path("bench-results")
 
@@ -41,7 +42,7 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.command("bench")
 @click.argument("scenario", type=click.Choice([*SCENARIOS, ALL]))
 @click.option("--server", "name", type=click.Choice(list(SERVERS)), help="Server under test.")
-@click.option("--modes", default="", help="Comma list of stock, reuseport, fastsocket.")
+@click.option("--modes", default="", help="Comma list of stock, reuseport, fastsocket; see docs.")
 @click.option("--runs", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option(
     "--seconds",
@@ -87,6 +88,13 @@ DEFAULT_DIRECTORY = Path("bench-results")
     is_flag=True,
     help="short: Fastsocket's client saves an ACK, too.",
 )
+@click.option(
+    "--pipeline",
+    type=click.IntRange(1, MOST_PIPELINED),
+    default=1,
+    show_default=True,
+    help="Requests of a connection at once (redis, local).",
+)
 @click.option("--full", is_flag=True, help="crash: all servers, until enough has happened.")
 @click.option(
     "--call-sites/--no-call-sites",
@@ -118,6 +126,7 @@ def command(
     run_options: str,
     rate: float | None,
     lean_client: bool,
+    pipeline: int,
     full: bool,
     call_sites: bool,
     output: Path | None,
@@ -136,7 +145,7 @@ def command(
         raise UsageError("--full is for 'bench crash'", todo="leave it out")
     if scenario == ALL or full:
         given = (name, modes, connections, workers, cores, vm, port, rate, lean_client)
-        if any(given) or not call_sites or client != "auto":
+        if any(given) or pipeline > 1 or not call_sites or client != "auto":
             raise UsageError(
                 "'bench all' and 'bench crash --full' choose servers, modes, clients and loads",
                 todo="run one scenario for that",
@@ -172,6 +181,7 @@ def command(
             run_options=shlex.split(run_options),
             rate=rate,
             cores=_counts(cores),
+            pipeline=pipeline,
             call_sites=call_sites,
             lean_client=lean_client,
             workers=workers,

@@ -11,14 +11,16 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Self
 
-from fastsocket.bpf.libbpf import BpfObject, Link
+from fastsocket.bpf.libbpf import BpfError, BpfObject, Link
 from fastsocket.errors import MissingFeatureError
 from fastsocket.native import native_file
 
-__all__ = ["Counters", "FastPath", "Off", "cgroup_root"]
+__all__ = ["OBJECTS", "Counters", "FastPath", "Off", "cgroup_root"]
 
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 BPF_SK_MSG_VERDICT = 7
+# Alike, but for what a message costs: native/bpf/local.bpf.c.
+OBJECTS = ("local-cast.bpf.o", "local.bpf.o")
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 
 
@@ -99,9 +101,9 @@ class FastPath:
     ) -> None:
         self.port = port
         self._links: list[Link] = []
-        self._object = BpfObject(native_file("local.bpf.o"))
+        self._object = self._loaded(connections)
         try:
-            self._load(connections)
+            self._attach()
             # First who must be left out, then who is taken.
             self._links.append(self._object.program("fs_local_splice").attach())
             handle = os.open(cgroup or cgroup_root(), os.O_RDONLY | os.O_DIRECTORY)
@@ -115,11 +117,24 @@ class FastPath:
             self._object.close()
             raise
 
-    def _load(self, connections: int | None) -> None:
-        self._object.set_variable(0, struct.pack("=HxxxxxxQ", self.port, _netns_cookie()))
-        if connections is not None:
-            self._object.resize_map("local_sockets", 2 * connections)
-        self._object.load()
+    def _loaded(self, connections: int | None) -> BpfObject:
+        """Load the cheaper of the two objects that the kernel takes."""
+        for name in OBJECTS:
+            loaded = BpfObject(native_file(name))
+            try:
+                loaded.set_variable(0, struct.pack("=HxxxxxxQ", self.port, _netns_cookie()))
+                if connections is not None:
+                    loaded.resize_map("local_sockets", 2 * connections)
+                loaded.load()
+            except BpfError:
+                loaded.close()
+                if name == OBJECTS[-1]:
+                    raise
+            else:
+                break
+        return loaded
+
+    def _attach(self) -> None:
         sockets = self._object.map("local_sockets")
         self._object.program("fs_local_send").attach_map(sockets, BPF_SK_MSG_VERDICT)
         self._memory = self._object.map("local_page").mmap(mmap.PAGESIZE)

@@ -30,7 +30,7 @@ __all__ = [
     "woken_table",
 ]
 
-_MODE_ORDER = ("stock", "reuseport", "fastsocket")
+_MODE_ORDER = ("stock", "reuseport", "rps", "rfs", "local", "fastsocket")
 _SUFFIX = {"us": " µs", "ns": " ns", "ms": " ms", "s": " s", "%": " %", "percent": " %"}
 """Units that are written behind a figure; others are in the metric's name."""
 
@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
 
 def mode_order(modes: Iterable[str]) -> list[str]:
-    """Return modes as they are shown everywhere: stock, reuseport, fastsocket, then others."""
+    """Return modes as they are shown everywhere: stock first, fastsocket last, then others."""
     names = list(modes)
     known = [mode for mode in _MODE_ORDER if mode in names]
     return known + [name for name in names if name not in known]

@@ -11,7 +11,7 @@ from fastsocket.bench.scenarios.local import Local
 from fastsocket.bench.scenarios.longlived import Longlived
 from fastsocket.bench.scenarios.overhead import Overhead
 from fastsocket.bench.scenarios.proxy import Proxy
-from fastsocket.bench.scenarios.redis import Redis
+from fastsocket.bench.scenarios.redis import REDIS
 from fastsocket.bench.scenarios.scale import Scale
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.scenarios.soak import Soak
@@ -35,7 +35,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         Local(),
         Proxy("proxy", by_rule=False),
         Proxy("proxy-rule", by_rule=True),
-        Redis(),
+        *REDIS,
         Scale(),
         Steer(),
     )
