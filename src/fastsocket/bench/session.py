@@ -108,6 +108,8 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
     modes = chosen_modes(request.modes, chosen.modes, chosen.name)
+    if isinstance(scenario, Scale):
+        scenario = scenario.of(chosen.name)
     if isinstance(scenario, Soak):
         modes = scenario.mode_of(request.modes, modes)
     if request.cores and not isinstance(scenario, Scale):
@@ -147,7 +149,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             setups = _setups(setup, request, open_files)
             swept = scenario.sweep(setups, modes, *times)
             most = setups[max(setups)]
-            traces = _traces(scenario, most, modes, request, swept, advance)
+            traces = _traces(scenario.played, most, modes, request, swept, advance)
             endnotes = [*notes, *_ending(swept)]
             result = scenario.result(setups, swept, seed, endnotes, traces)
             return Outcome(result, swept.failure)

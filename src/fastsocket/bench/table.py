@@ -100,7 +100,8 @@ def _by_cores(result: Result) -> list[RenderableType]:
     """
     counted = next(iter(result.points[0].modes.values()))
     tables = []
-    for metric in ["cps"] if "cps" in counted else counted:
+    speed = [metric for metric in ("cps", "rps") if metric in counted]
+    for metric in speed or counted:
         title = f"{LABELS.get(metric, metric)} by cores".capitalize()
         table = Table(title=title, box=None, title_justify="left")
         table.add_column("cores", justify="right")

@@ -277,7 +277,9 @@ def _scale_metrics(measured: set[str], first: str) -> list[str]:
         "lock_contentions_per_1k",
         "resched_ipis_per_1k",
         "local_percent",
+        "active_local_percent",
         "worker_cv",
+        "errors",
     )
     return [name for name in wanted if name in measured]
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import ACTIVE
-from fastsocket.bench.process import running_server
+from fastsocket.bench.process import confined, running_server
 from fastsocket.bench.scenario import (
     SPARE,
     Measurement,
@@ -79,14 +79,15 @@ class Proxy(Short):
 @contextmanager
 def _proxied(setup: Setup, mode: Mode) -> Iterator[Stage]:
     """Start backend and proxy, and lay the wires, for a block."""
-    cpus = sorted(os.sched_getaffinity(0))
     room = max(CONNECTIONS, setup.connections + SPARE)
     with (
+        confined(setup.cpus),
         Netspace.make() as clients,
         Netspace.make() as proxy,
         Netspace.make() as behind,
         site_directory() as place,
     ):
+        cpus = sorted(os.sched_getaffinity(0))
         outer = [f"{client}/{PREFIX}" for client in CLIENTS]
         wire(clients, proxy, ("client", "outside"), (outer, f"{OUTSIDE}/{PREFIX}"))
         wire(behind, proxy, ("backend", "inside"), ([f"{BACKEND}/{PREFIX}"], f"{INSIDE}/{PREFIX}"))
@@ -99,10 +100,11 @@ def _proxied(setup: Setup, mode: Mode) -> Iterator[Stage]:
         else:
             spread_packets(proxy, "inside", cpus)
             arrival = nullcontext()
-        backend = Site(BACKEND, setup.port, setup.workers, place, capacity=room)
+        common = Site(OUTSIDE, setup.port, setup.workers, place, cpus=setup.cpus, capacity=room)
+        backend = replace(common, address=BACKEND)
         end = (backend.address, backend.port)
         command = HTTP_SERVERS["demo"].command(Mode.STOCK, backend)
-        site = Site(OUTSIDE, setup.port, setup.workers, place, capacity=room, backend=end)
+        site = replace(common, backend=end)
         with (
             arrival,
             running_server(command, behind, end, setup.note),

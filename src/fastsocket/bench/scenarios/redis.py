@@ -2,19 +2,21 @@
 """`redis`: one instance of a store, and eight pinned to the CPUs in turn, over loopback.
 
 Connections stay and requests are small, as in the evaluation of 2014. All instances listen on one
-port, each at a loopback address of its own.
+port, each at a loopback address of its own. `scale` has one instance on each of its cores.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import READS
-from fastsocket.bench.process import Program, running_servers
+from fastsocket.bench.process import Program, confined, running_servers
 from fastsocket.bench.scenario import (
+    ADDRESS,
     Measurement,
     Setup,
     Stage,
@@ -24,7 +26,7 @@ from fastsocket.bench.scenario import (
 from fastsocket.bench.servers import Site
 from fastsocket.bench.stores import STORES, Kv
 
-__all__ = ["INSTANCES", "Redis"]
+__all__ = ["INSTANCES", "OnEachCore", "Redis"]
 
 INSTANCES = 8
 WATCH_SECONDS = 0.5
@@ -56,23 +58,47 @@ class Redis:
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
-        errors = 0
-        for instances, suffix in ((1, "_1"), (INSTANCES, "")):
-            with _stores(setup, mode, instances) as running:
-                outcome, seen = running.load(setup.seconds, setup.warmup)
-                taken.cores = seen.cores
-                local = _local_percent(running)
-            errors += outcome.errors
-            taken.put(f"rps{suffix}", outcome.per_second)
-            taken.put(f"p99_us{suffix}", outcome.latency_us.get("p99"), "nothing was answered")
-            taken.put(f"local_percent{suffix}", local, setup.probe_reason)
+        errors = _ask(taken, setup, mode, 1, "_1") + _ask(taken, setup, mode, INSTANCES)
         taken.put("errors", float(errors))
         return taken
 
 
+class OnEachCore:
+    """An instance of a store on each CPU of the setup, and its clients on the same CPUs."""
+
+    name = "redis"
+    metrics = {  # noqa: RUF012  # as in Redis
+        metric: unit for metric, unit in Redis.metrics.items() if not metric.endswith("_1")
+    }
+    servers = Redis.servers
+
+    def prepare(self, setup: Setup) -> Setup:
+        """See :class:`fastsocket.bench.scenario.Scenario`; stores have a client of their own."""
+        return replace(setup, client=Kv(STORES[setup.server.name], _hosts(1)))
+
+    def measure(self, setup: Setup, mode: Mode) -> Measurement:
+        """See :class:`fastsocket.bench.scenario.Scenario`."""
+        taken = Measurement()
+        with confined(setup.cpus):
+            taken.put("errors", float(_ask(taken, setup, mode, setup.workers)))
+        return taken
+
+
+def _ask(taken: Measurement, setup: Setup, mode: Mode, instances: int, suffix: str = "") -> int:
+    """Fill in what that many instances answer; return how many connections ended."""
+    with _stores(setup, mode, instances) as running:
+        outcome, seen = running.load(setup.seconds, setup.warmup)
+        taken.cores = seen.cores
+        local = _local_percent(running)
+    taken.put(f"rps{suffix}", outcome.per_second)
+    taken.put(f"p99_us{suffix}", outcome.latency_us.get("p99"), "nothing was answered")
+    taken.put(f"local_percent{suffix}", local, setup.probe_reason)
+    return outcome.errors
+
+
 def _hosts(instances: int) -> list[str]:
     """Return the addresses of that many instances."""
-    return [f"127.0.0.{number}" for number in range(1, instances + 1)]
+    return [str(IPv4Address(ADDRESS) + index) for index in range(instances)]
 
 
 @contextmanager
