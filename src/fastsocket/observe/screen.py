@@ -24,6 +24,8 @@ from fastsocket.observe.sample import Rates, Sample, Source, rates
 __all__ = ["LiveView"]
 
 _FASTEST, _SLOWEST = 0.25, 16.0
+_ROOMY = 50
+"""Columns in which the keys have room around them."""
 _NOBODY = "No accelerated application runs here: start one with 'fastsocket run -- COMMAND'."
 
 
@@ -78,7 +80,8 @@ class LiveView(App[None]):
         self._set_pace()
 
     def on_resize(self) -> None:
-        """Lay the CPUs out anew."""
+        """Lay the CPUs out anew; narrow screens have the keys closer together."""
+        self.query_one(Footer).compact = self.size.width < _ROOMY
         self._show()
 
     def action_pause(self) -> None:

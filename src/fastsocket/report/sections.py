@@ -210,7 +210,9 @@ def _core_charts(per_core: dict[str, list[Core]], cpus: int) -> list[Chart]:
             )
             for core in cores
         ]
-        said = f"{len(cores)} of {cpus} CPUs, from {min(busy):.0f} to {max(busy):.0f} % busy"
+        low, high = f"{min(busy):.0f}", f"{max(busy):.0f}"
+        span = f"{low} % busy each" if low == high else f"from {low} to {high} % busy"
+        said = f"{len(cores)} of {cpus} CPUs, {span}"
         chart = bar_chart(
             f"CPU use per core, {mode}",
             said,
