@@ -3,9 +3,9 @@
 
 A proxy has its backend, and a store an instance on each core. Server and client are kept to the
 same CPUs, as many workers and client processes as there are: loopback handles a segment on its
-sender's CPU, so a client elsewhere would leave no connection a CPU of its own. What one core does is
-thus a client's and a server's work, at every core count alike. Whole cores come first, then their
-second threads.
+sender's CPU, so a client elsewhere would leave no connection a CPU of its own. What one core does
+is thus a client's and a server's work, at every core count alike. Whole cores come first, then
+their second threads.
 """
 
 from collections.abc import Mapping, Sequence
