@@ -194,7 +194,8 @@ def test_scale_plays_each_server_as_its_users_do():
     """nginx answers itself, HAProxy has a backend, a store has an instance on each core."""
     assert Scale.of("nginx").metrics == Short.metrics
     assert "active_local_percent" in Scale.of("haproxy").metrics
-    assert list(Scale.of("redis").metrics) == ["rps", "p99_us", "local_percent", "errors"]
+    assert "rps" in Scale.of("redis").metrics
+    assert not [name for name in Scale.of("redis").metrics if name.endswith("_1")]
     for server in Scale.servers:
         assert server in Scale.of(server).played.servers
 

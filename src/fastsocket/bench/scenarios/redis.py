@@ -9,14 +9,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address
 
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import READS
 from fastsocket.bench.process import Program, confined, running_servers
 from fastsocket.bench.scenario import (
-    ADDRESS,
     Measurement,
     Setup,
     Stage,
@@ -58,47 +56,43 @@ class Redis:
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
-        errors = _ask(taken, setup, mode, 1, "_1") + _ask(taken, setup, mode, INSTANCES)
+        errors = 0
+        for instances, suffix in self._counts(setup):
+            with _stores(setup, mode, instances) as running:
+                outcome, seen = running.load(setup.seconds, setup.warmup)
+                taken.cores = seen.cores
+                local = _local_percent(running)
+            errors += outcome.errors
+            taken.put(f"rps{suffix}", outcome.per_second)
+            taken.put(f"p99_us{suffix}", outcome.latency_us.get("p99"), "nothing was answered")
+            taken.put(f"local_percent{suffix}", local, setup.probe_reason)
         taken.put("errors", float(errors))
         return taken
 
+    def _counts(self, setup: Setup) -> Sequence[tuple[int, str]]:
+        """Return how many instances to ask, and how the names of those metrics end."""
+        return ((1, "_1"), (INSTANCES, ""))
 
-class OnEachCore:
-    """An instance of a store on each CPU of the setup, and its clients on the same CPUs."""
 
-    name = "redis"
+class OnEachCore(Redis):
+    """An instance on each CPU of the setup, and its clients on the same CPUs."""
+
     metrics = {  # noqa: RUF012  # as in Redis
-        metric: unit for metric, unit in Redis.metrics.items() if not metric.endswith("_1")
+        name: unit for name, unit in Redis.metrics.items() if not name.endswith("_1")
     }
-    servers = Redis.servers
-
-    def prepare(self, setup: Setup) -> Setup:
-        """See :class:`fastsocket.bench.scenario.Scenario`; stores have a client of their own."""
-        return replace(setup, client=Kv(STORES[setup.server.name], _hosts(1)))
 
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
-        taken = Measurement()
         with confined(setup.cpus):
-            taken.put("errors", float(_ask(taken, setup, mode, setup.workers)))
-        return taken
+            return super().measure(setup, mode)
 
-
-def _ask(taken: Measurement, setup: Setup, mode: Mode, instances: int, suffix: str = "") -> int:
-    """Fill in what that many instances answer; return how many connections ended."""
-    with _stores(setup, mode, instances) as running:
-        outcome, seen = running.load(setup.seconds, setup.warmup)
-        taken.cores = seen.cores
-        local = _local_percent(running)
-    taken.put(f"rps{suffix}", outcome.per_second)
-    taken.put(f"p99_us{suffix}", outcome.latency_us.get("p99"), "nothing was answered")
-    taken.put(f"local_percent{suffix}", local, setup.probe_reason)
-    return outcome.errors
+    def _counts(self, setup: Setup) -> Sequence[tuple[int, str]]:
+        return ((setup.workers, ""),)
 
 
 def _hosts(instances: int) -> list[str]:
     """Return the addresses of that many instances."""
-    return [str(IPv4Address(ADDRESS) + index) for index in range(instances)]
+    return [f"127.0.0.{number}" for number in range(1, instances + 1)]
 
 
 @contextmanager
