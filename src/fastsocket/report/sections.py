@@ -17,7 +17,7 @@ from fastsocket.report.metrics import (
     ratio,
     ratio_digits,
 )
-from fastsocket.report.results import Core, Ratio, Result
+from fastsocket.report.results import Core, Point, Ratio, Result
 from fastsocket.report.tables import (
     Table,
     call_site_table,
@@ -269,7 +269,29 @@ def _count_section(
         if any(point.call_sites.values()):
             table = call_site_table(point.call_sites)
             tables.append(table._replace(caption=f"{table.caption}, {point.cores} cores"))
-    return Section(key, heading(result), _text(result), tables=tables, facts=_facts(result, host))
+    text = [*_text(result), *_growth(result.points)]
+    return Section(key, heading(result), text, tables=tables, facts=_facts(result, host))
+
+
+def _growth(points: Sequence[Point]) -> list[str]:
+    """Say how contentions per connection grew from the fewest cores to the most, by mode."""
+    ordered = sorted(points, key=lambda point: point.cores)
+    first, last = ordered[0], ordered[-1]
+    grown = []
+    for mode in mode_order(last.modes):
+        ends = [
+            found.median
+            for point in (first, last)
+            if (found := point.modes.get(mode, {}).get("lock_contentions_per_1k"))
+            and found.median is not None
+        ]
+        if len(ends) == 2:
+            times = f" ({ratio(ends[1] / ends[0])})" if ends[0] else ""
+            grown.append(f"{mode} from {number(ends[0])} to {number(ends[1])}{times}")
+    if not grown or first is last:
+        return []
+    label = metric_text("lock_contentions_per_1k").label
+    return [f"{label}, from {first.cores} cores to {last.cores}: {'; '.join(grown)}."]
 
 
 def _scale_metrics(measured: set[str], first: str) -> list[str]:
