@@ -261,8 +261,8 @@ def _count_section(
 ) -> Section:
     """Return what was counted by cores where nothing was timed, with the call sites of each."""
     if not measured:
-        text = ("The file holds no figures.",)
-        return Section(key, heading(result), text, facts=_facts(result, host))
+        nothing = ("The file holds no figures.",)
+        return Section(key, heading(result), nothing, facts=_facts(result, host))
     first = next(iter(result.points[0].modes.values()))
     tables = [scale_table(result, name) for name in first]
     for point in result.points:
