@@ -5,8 +5,11 @@ PYTHON  ?= $(firstword $(foreach name,python3.11 python3,$(shell command -v $(na
 VENV    := .venv
 BIN     := $(VENV)/bin
 SOURCES := src tests tools hatch_build.py
+# The C parts do not depend on each other.
+NATIVE   = $(MAKE) -s --no-print-directory -C native -j$(shell nproc)
 C_FILES  = $(shell git ls-files 'native/*.c' 'native/*.h')
-# What `make bench` measures: the servers of the scenario "short".
+# What `make bench` measures: the servers of the scenario "short". Other files in docs/results, of runs
+# that take longer (such as `fastsocket bench scale --vm`), stay and are shown with their own host.
 SERVERS ?= nginx haproxy haproxy-single-queue lighttpd
 ROUNDS  ?= 12
 # How long `make soak` keeps going, in seconds, and the GiB that cross the local fast path then.
@@ -30,7 +33,7 @@ lint: packages-all install ## formatting, lint, types, C warnings, machine paths
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	clang-format-14 --dry-run -Werror $(C_FILES)
-	$(MAKE) -s -C native --always-make OUT=out
+	$(NATIVE) --always-make OUT=out
 	$(BIN)/python tools/check_paths.py
 
 format: packages-all install ## rewrite the sources as lint wants them
@@ -40,10 +43,9 @@ format: packages-all install ## rewrite the sources as lint wants them
 
 bench: packages-all install ## measure on this machine and write the figures into README and docs
 	mkdir -p docs/results
-	rm -f docs/results/*.json
-	for server in $(SERVERS); do $(BIN)/fastsocket bench short --server $$server \
+	for server in $(SERVERS); do $(BIN)/fastsocket bench short --server $$server --force \
 		--runs $(ROUNDS) --output docs/results/short-$$server.json || exit 1; done
-	$(BIN)/fastsocket bench overhead --output docs/results/overhead.json
+	$(BIN)/fastsocket bench overhead --force --output docs/results/overhead.json
 	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
 	$(BIN)/python tools/figures.py
 
@@ -85,7 +87,7 @@ $(BIN)/.installed: $(BIN)/.locked pyproject.toml hatch_build.py
 # Packages first: without python3-venv there is no environment, also under make -j.
 install: | packages-run
 	@$(MAKE) -s --no-print-directory $(BIN)/.installed
-	@$(MAKE) -s --no-print-directory -C native
+	@$(NATIVE)
 	@$(BIN)/python -m compileall -q src  # as pip does: else, where writing bytecode is off, each start compiles
 
 .NOTPARALLEL:

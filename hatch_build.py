@@ -5,6 +5,7 @@ The wheel holds no Python extension, so one wheel serves every Python of the pla
 install builds in place, where :mod:`fastsocket.native` looks for the parts.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def _host_clang() -> str | None:
 
 
 def _make(root: Path, out: Path) -> None:
-    settings = [f"OUT={out}"]
+    settings = [f"-j{os.cpu_count() or 1}", f"OUT={out}"]
     if clang := _host_clang():
         settings.append(f"CLANG={clang}")
     else:

@@ -173,8 +173,8 @@ def compare(modules: Sequence[str], pair: tuple[Side, Side]) -> Comparison:
     seen = [{name: [side.get(name, "absent")] for name in suspects} for side in first]
     if suspects and len(suspects) <= MOST_RERUN:
         for _ in range(RERUNS):
-            for side, outcomes in zip(pair, seen, strict=True):
-                again = _finish(_start(side, _modules_of(suspects), suspects))
+            runs = [_start(side, _modules_of(suspects), suspects) for side in pair]
+            for again, outcomes in zip([_finish(run) for run in runs], seen, strict=True):
                 for name in suspects:
                     outcomes[name].append(again.get(name, "absent"))
     told = {name: _told(pair, seen[0][name], seen[1][name]) for name in suspects}

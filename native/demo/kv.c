@@ -23,7 +23,7 @@
 #include "load.h"
 #include "util.h"
 
-#define MAX_CONNECTIONS 10000
+#define MAX_CONNECTIONS 65536
 #define MAX_ANSWER (1 << 20)
 #define MAX_SECONDS 86400
 #define EVENTS 128

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsocket
-from fastsocket.app.client import ask
+from fastsocket.app.client import applications, ask, owner_of
 from fastsocket.native import native_file
 
 __all__ = [
@@ -219,16 +219,9 @@ class Application:
         return bool(listening(self.port))
 
     def status(self) -> dict[str, Any]:
-        """Return the application's entry of ``fastsocket status --json``."""
-        done = subprocess.run(
-            fastsocket_command("status", "--json", str(self.pid)),
-            capture_output=True,
-            text=True,
-            env=_environment({}),
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        (status,) = json.loads(done.stdout)["applications"]
+        """Return the application's entry of ``fastsocket status --json``, found as it finds it."""
+        status = owner_of(self.pid, applications())
+        assert status, f"{self.pid} does not run under Fastsocket"
         return status
 
     def ask(self) -> dict[str, Any] | None:

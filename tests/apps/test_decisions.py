@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What status tells of each connection's way: decisions by name, and the accept queues."""
 
+import json
 import os
 import signal
 import socket
@@ -166,7 +167,7 @@ def test_counts_outlive_their_slots(tmp_path: Path, cpus: list[int]) -> None:
         assert app.stop() == 0
 
 
-def test_people_read_the_decisions(cpus: list[int]) -> None:
+def test_people_and_programs_read_the_decisions(cpus: list[int]) -> None:
     with started() as app:
         settled(app, cpus)
         counts = listener(app)["decisions"]
@@ -174,6 +175,10 @@ def test_people_read_the_decisions(cpus: list[int]) -> None:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert f"{counts['local']} local (to their own CPU's worker), " in said
         assert f"{counts['spilled']} spilled (to another CPU's), " in said
+        told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+        (status,) = json.loads(told.stdout)["applications"]
+        assert status["pid"] == app.pid
+        assert status["listeners"][0]["decisions"] == counts
         assert app.stop() == 0
 
 

@@ -103,7 +103,8 @@ def test_counts_are_those_of_the_client(server: tuple[int, int], tmp_path: Path)
 
     assert accepted() == 300
     recording = tmp_path / "run.fsr"
-    words = ["record", str(recording), "--interval", "0.2", "--json"]
+    # The file has whole blocks of 60 samples.
+    words = ["record", str(recording), "--interval", "0.02", "--json"]
     with subprocess.Popen([*PROGRAM, *words], stdout=subprocess.PIPE, text=True) as recorder:
         try:
             wait_until(lambda: recording.exists() and recorded(recording, pid) == 300)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Namespaces and BPF counters against known numbers."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -54,6 +55,18 @@ def test_namespace_is_private_ready_and_left_again(netspace):
         with socket.create_server(("127.0.0.1", 8080)) as listener:
             socket.create_connection(listener.getsockname(), timeout=5).close()
     assert Path("/proc/thread-self/ns/net").stat().st_ino == outside
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_a_client_is_not_given_the_port_of_a_server(netspace, reserved):
+    """It would connect to itself, and the server could not have its port for a minute."""
+    if reserved:
+        netspace.reserve(PORT)
+    with netspace.entered(), socket.socket() as client:
+        ports = Path("/proc/sys/net/ipv4/ip_local_port_range")
+        ports.write_text(f"{PORT} {PORT + 1}", encoding="ascii")  # even ones are taken first
+        refused = client.connect_ex(("127.0.0.1", PORT)) == errno.ECONNREFUSED
+    assert refused is reserved
 
 
 def test_namespace_is_left_after_an_error(netspace):

@@ -36,7 +36,8 @@ class Fake(Machine):
         log.write_bytes(b"booting\n\n")
         order = msgspec.json.decode((directory / "order.json").read_bytes(), type=Order)
         for cores in order.counts[: self.complete]:
-            values = {mode: dict.fromkeys(METRICS, 2.0) for mode in order.modes}
+            counts = dict.fromkeys(METRICS, 2.0) | {"lock_contentions_per_1k": float(cores)}
+            values = dict.fromkeys(order.modes, counts)
             sites = {mode: {"inet_put_port": 1.0} for mode in order.modes}
             part = Counted(order, "6.1.0", cores, values, sites, ["a note"])
             part_file(directory, cores).write_bytes(msgspec.json.encode(part))
@@ -100,6 +101,8 @@ def test_report_and_table_show_counts_by_cores_and_no_speed(tmp_path):
     captions = [table.caption for table in section.tables]
     assert captions[: len(METRICS)] == [f"{metric_text(name).label} by cores" for name in METRICS]
     assert captions[-1].endswith("by call site, 8 cores")
+    grown = "from 2 cores to 8: stock from 2 to 8 (4.00×); fastsocket from 2 to 8 (4.00×)."
+    assert section.text[-1].endswith(grown)
     console = Console(width=80, file=io.StringIO())
     print_result(result, console)
     text = console.file.getvalue()

@@ -16,7 +16,7 @@ from fastsocket.bench.runner import Rounds, assemble, run_rounds
 from fastsocket.bench.scenario import Measurement, Setup
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.stores import SERVERS
-from fastsocket.bench.table import figure, print_result
+from fastsocket.bench.table import figure, print_result, span
 from fastsocket.bench.trace import Trace
 from fastsocket.bench.verdict import MIN_ROUNDS, verdict
 from fastsocket.errors import ConflictError, FastsocketError
@@ -175,6 +175,17 @@ def test_table_fits_80_columns(setup):
     assert "no worker_cv: no BPF here" in text
     # A row that had been wrapped would begin with blanks instead of its label.
     assert sum(line.startswith(("connections/s", "p99 us")) for line in lines) == 4
+
+
+def test_40_columns_cut_and_wrap_no_figure(setup):
+    console = Console(width=40, file=io.StringIO())
+    result = result_of(setup, 3)
+    print_result(result, console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 40
+    assert "…" not in text
+    for metric in result.modes["fastsocket"].values():
+        assert span(metric) in text
 
 
 @pytest.mark.parametrize(

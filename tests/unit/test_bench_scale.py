@@ -190,5 +190,16 @@ def test_confinement_ends_with_its_block():
         assert os.sched_getaffinity(0) == before
 
 
-def test_scale_has_the_metrics_of_short():
-    assert Scale.metrics == Short.metrics
+def test_scale_plays_each_server_as_its_users_do():
+    """nginx answers itself, HAProxy has a backend, a store has an instance on each core."""
+    assert Scale.of("nginx").metrics == Short.metrics
+    assert "active_local_percent" in Scale.of("haproxy").metrics
+    assert "rps" in Scale.of("redis").metrics
+    assert not [name for name in Scale.of("redis").metrics if name.endswith("_1")]
+    for server in Scale.servers:
+        assert server in Scale.of(server).played.servers
+
+
+def test_stores_are_judged_by_their_requests():
+    runs = {n: [Measurement(values={"rps": 1000.0 * n})] for n in (1, 2, 3, 4, 6, 8)}
+    assert verdict_of(runs).verdict == "holds"

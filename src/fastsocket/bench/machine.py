@@ -31,8 +31,10 @@ from fastsocket.bench.runner import tabulate
 from fastsocket.bench.scenario import Measurement
 from fastsocket.errors import ConflictError, FastsocketError, MissingFeatureError, UsageError
 
-__all__ = ["DEFAULT_CPUS", "KIND", "Machine", "count_in_machine", "machine_counts"]
+__all__ = ["DEFAULT_CPUS", "KIND", "SERVERS", "Machine", "count_in_machine", "machine_counts"]
 
+SERVERS = ("nginx", "haproxy", "haproxy-single-queue", "lighttpd", "demo")
+"""Those that can be run there; they answer themselves."""
 DEFAULT_CPUS = 24
 MOST_CPUS = 64
 KIND = "virtual machine, no speed"
@@ -41,6 +43,8 @@ CONNECTIONS = 100
 """On each core, in each mode."""
 STALL_US = 10_000_000
 _NINE_P = "kernel/fs/9p"
+# What virtme-ng looks for, to load the modules of the file system in an initial RAM disk.
+_BUSYBOXES = ("busybox-static", "busybox.static", "busybox")
 _PAUSE = 0.2
 # The emulated CPU has few features, so that fewer drivers are loaded; its delay loop needs no
 # measuring, which virtual CPUs that take turns get wrong.
@@ -73,6 +77,8 @@ class Machine:
             raise MissingFeatureError(
                 "qemu-system-x86_64 is not installed", todo="Debian: qemu-system-x86"
             )
+        if not any(map(shutil.which, _BUSYBOXES)):
+            raise MissingFeatureError("busybox is not installed", todo="Debian: busybox-static")
         for image in sorted(Path("/boot").glob("vmlinuz-*"), reverse=True):
             modules = Path("/lib/modules") / image.name.removeprefix("vmlinuz-")
             if (modules / _NINE_P).is_dir():

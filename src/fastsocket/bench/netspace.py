@@ -22,6 +22,7 @@ __all__ = ["Netspace"]
 CLONE_NEWNET = 0x40000000
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 PORT_RANGE = "1024 65535"
+IPV4 = Path("/proc/sys/net/ipv4")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,9 +57,7 @@ class Netspace:
             try:
                 made = cls(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), True)
                 _loopback_up()
-                Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(
-                    PORT_RANGE, encoding="ascii"
-                )
+                (IPV4 / "ip_local_port_range").write_text(PORT_RANGE, encoding="ascii")
             finally:
                 outside.join()
         finally:
@@ -98,6 +97,17 @@ class Netspace:
         finally:
             outside.join()
             outside.close()
+
+    def reserve(self, port: int) -> None:
+        """Keep a server's port from clients, in a namespace of our own.
+
+        A client that asks whether the server is there yet, and is given that very port, connects to
+        itself (RFC 9293, simultaneous open) and leaves a TIME_WAIT socket that refuses the server
+        its port for a minute.
+        """
+        if self.private:
+            with self.entered():
+                (IPV4 / "ip_local_reserved_ports").write_text(str(port), encoding="ascii")
 
     def processes(self) -> list[int]:
         """Return the processes in this namespace; for the host's, none are told apart."""

@@ -100,11 +100,12 @@ def free_port(address: str) -> int:
 
 
 def ensure_free(netspace: Netspace, address: str, port: int) -> None:
-    """Check that `port` can be had.
+    """Check that `port` can be had, and keep it from clients.
 
     Raises:
         ConflictError: It is taken, or not allowed.
     """
+    netspace.reserve(port)
     with netspace.entered(), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

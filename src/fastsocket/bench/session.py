@@ -115,22 +115,13 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             f"{scenario.name} cannot be run with {chosen.name}",
             todo=f"choose one of {', '.join(scenario.servers)}",
         )
+    if isinstance(scenario, Scale):
+        scenario = scenario.of(chosen.name)
     whose = scenario if isinstance(scenario, Redis) else chosen
     modes = chosen_modes(request.modes, whose.modes, whose.name)
     if isinstance(scenario, Soak):
         modes = scenario.mode_of(request.modes, modes)
-    if request.cores and not isinstance(scenario, Scale):
-        raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
-    if request.lean_client and scenario.name != Short.name:
-        raise UsageError("--lean-client is for 'bench short'", todo="leave it out")
-    if request.workers and scenario.name not in OWN_WORKERS:
-        raise UsageError(
-            f"{scenario.name} has as many workers as CPUs",
-            todo=f"--workers is for {', '.join(OWN_WORKERS)}",
-        )
-
-    if request.pipeline > 1 and not isinstance(scenario, (Redis, Local)):
-        raise UsageError(f"{scenario.name} has no pipelines", todo="leave --pipeline out")
+    _require_meant(request, scenario)
 
     def missing(done: Rounds[Mode]) -> dict[str, float]:
         sums = done.sums(Mode.FASTSOCKET)
@@ -170,7 +161,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             setups = _setups(setup, request, open_files)
             swept = scenario.sweep(setups, modes, *times)
             most = setups[max(setups)]
-            traces = _traces(scenario, most, modes, request, swept, advance)
+            traces = _traces(scenario.played, most, modes, request, swept, advance)
             endnotes = [*notes, *_ending(swept)]
             result = scenario.result(setups, swept, seed, endnotes, traces)
             return Outcome(result, swept.failure)
@@ -184,6 +175,25 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         done.failure = done.failure or scenario.faults(done.complete)
     result = assemble(scenario, setup, done, seed, [*notes, *_ending(done)], traces=traces)
     return Outcome(result, done.failure, missing(done))
+
+
+def _require_meant(request: Request, scenario: Scenario) -> None:
+    """Refuse what the scenario has no use for.
+
+    Raises:
+        UsageError: It was asked for.
+    """
+    if request.cores and not isinstance(scenario, Scale):
+        raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
+    if request.lean_client and scenario.name != Short.name:
+        raise UsageError("--lean-client is for 'bench short'", todo="leave it out")
+    if request.workers and scenario.name not in OWN_WORKERS:
+        raise UsageError(
+            f"{scenario.name} has as many workers as CPUs",
+            todo=f"--workers is for {', '.join(OWN_WORKERS)}",
+        )
+    if request.pipeline > 1 and not isinstance(scenario, (Redis, Local)):
+        raise UsageError(f"{scenario.name} has no pipelines", todo="leave --pipeline out")
 
 
 def _traces(

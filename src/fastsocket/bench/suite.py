@@ -46,12 +46,14 @@ class Step:
 
 # The sum leaves a sixth of the whole for starts, ends and a last round that took longer.
 STEPS = (
-    Step("short", "nginx", 120),
-    Step("short", "haproxy", 120),
-    Step("short", "lighttpd", 90),
-    Step("scale", "nginx", 420),
-    Step("redis", "redis", 120),
-    Step("proxy", "haproxy", 120),
+    Step("short", "nginx", 90),
+    Step("short", "haproxy", 60),
+    Step("short", "lighttpd", 60),
+    Step("scale", "nginx", 270),
+    Step("scale", "haproxy", 240),
+    Step("scale", "redis", 120),
+    Step("redis", "redis", 80),
+    Step("proxy", "haproxy", 80),
 )
 
 

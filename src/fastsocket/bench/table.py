@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A result as a person reads it, within 80 columns."""
+"""A result as a person reads it, within 80 columns; on fewer it folds, and nothing is cut."""
 
 from collections.abc import Mapping
 
@@ -39,6 +39,8 @@ LABELS = {
     "prepare_ms": "compile and load ms",
 }
 SITES_SHOWN = 8
+_NARROW = 60
+"""Columns below which the figures of three modes do not fit side by side."""
 
 
 def figure(value: float) -> str:
@@ -59,8 +61,13 @@ def span(interval: Interval | Metric) -> str:
     return f"{figure(interval.median)} [{figure(interval.low)}–{figure(interval.high)}]"
 
 
-def render(result: Result) -> RenderableType:
-    """Return the tables of medians, of ratios and of call sites, and the notes."""
+def render(result: Result, apart: bool = False) -> RenderableType:
+    """Return the tables of medians, of ratios and of call sites, and the notes.
+
+    Args:
+        result: What to show.
+        apart: Whether each mode, and each pair of modes, has a table of its own.
+    """
     host = result.host
     length = f"{result.rounds} round{'s' * (result.rounds != 1)} of {result.seconds:g} s"
     head = Text(
@@ -69,9 +76,12 @@ def render(result: Result) -> RenderableType:
         f"{host.model}, {host.cpus} CPUs, Linux {host.kernel}, commit {host.commit}\n"
         "median [95 % bootstrap interval]; ratios taken round by round"
     )
-    parts: list[RenderableType] = [head, _table(result.modes)]
-    if result.ratios:
-        parts.append(_table(result.ratios))
+    parts: list[RenderableType] = [head]
+    for columns in (result.modes, result.ratios):
+        if apart:
+            parts.extend(_table({name: column}) for name, column in columns.items())
+        elif columns:
+            parts.append(_table(columns))
     if result.points:
         parts.extend(_by_cores(result))
     parts.extend(_remaining("Lock contentions/1k by call site", "function", result.call_sites))
@@ -89,9 +99,9 @@ def _remaining(title: str, what: str, modes: Mapping[str, Mapping[str, float]]) 
     if not most:
         return []
     table = Table(title=f"{title} (a run apart)", box=None, title_justify="left")
-    table.add_column(what)
+    table.add_column(what, overflow="fold")
     for mode in modes:
-        table.add_column(mode, justify="right")
+        table.add_column(mode, justify="right", overflow="fold")
     for name in most[:SITES_SHOWN]:
         table.add_row(name, *(figure(rates.get(name, 0.0)) for rates in modes.values()))
     return [table]
@@ -104,12 +114,13 @@ def _by_cores(result: Result) -> list[RenderableType]:
     """
     counted = next(iter(result.points[0].modes.values()))
     tables = []
-    for metric in ["cps"] if "cps" in counted else counted:
+    speed = [metric for metric in ("cps", "rps") if metric in counted]
+    for metric in speed or counted:
         title = f"{LABELS.get(metric, metric)} by cores".capitalize()
         table = Table(title=title, box=None, title_justify="left")
-        table.add_column("cores", justify="right")
+        table.add_column("cores", justify="right", overflow="fold")
         for mode in result.modes:
-            table.add_column(mode, justify="right")
+            table.add_column(mode, justify="right", overflow="fold")
         for point in result.points:
             figures = (_brief(metrics[metric]) for metrics in point.modes.values())
             table.add_row(str(point.cores), *figures)
@@ -129,13 +140,13 @@ def _brief(metric: Metric) -> str:
 
 
 def print_result(result: Result, console: Console) -> None:
-    """Print the tables; a terminal narrower than 80 columns wraps them."""
-    console.print(render(result))
+    """Print the tables."""
+    console.print(render(result, apart=console.width < _NARROW))
 
 
 def _table(columns: Mapping[str, Mapping[str, Metric | Interval]]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
     metrics = list(next(iter(columns.values())))

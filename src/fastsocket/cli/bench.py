@@ -13,6 +13,7 @@ from rich.console import Console
 from fastsocket.bench import losses
 from fastsocket.bench.clients import CLIENTS
 from fastsocket.bench.machine import DEFAULT_CPUS, count_in_machine, machine_counts
+from fastsocket.bench.machine import SERVERS as IN_MACHINE
 from fastsocket.bench.result import Result, write
 from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.bench.scenarios.crash import Crash
@@ -215,8 +216,11 @@ def _count_in_machine(
 ) -> Result:
     """Count in a virtual machine; beside `output`, complete core counts outlive an interruption."""
     chosen = server(name or Scale.servers[0])
-    if chosen.name not in Scale.servers:
-        raise UsageError(f"scale cannot be run with {chosen.name}")
+    if chosen.name not in IN_MACHINE:
+        raise UsageError(
+            f"scale --vm cannot be run with {chosen.name}",
+            todo=f"choose one of {', '.join(IN_MACHINE)}",
+        )
     parts = output.with_name(f"{output.name}.parts") if output else None
     result = count_in_machine(
         cpus,

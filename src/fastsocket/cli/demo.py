@@ -3,15 +3,17 @@
 
 import json
 import sys
+from collections.abc import Sequence
 
 import click
 from rich.console import Console
 
+from fastsocket.bench.result import Result
 from fastsocket.bench.session import Request, perform
 from fastsocket.bench.table import print_result
 from fastsocket.bench.verdict import verdict
 
-__all__ = ["command"]
+__all__ = ["command", "show"]
 
 # The promise is 120 s; start of Python, the last round and the intervals stay within the rest.
 BUDGET_SECONDS = 105.0
@@ -41,9 +43,15 @@ def command(runs: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outcome.result.document() | {"verdict": sentences}))
     else:
-        print_result(outcome.result, Console())
-        click.echo("\n" + click.wrap_text(" ".join(sentences), width=79))
+        show(outcome.result, sentences, Console())
     if outcome.failure:
         raise outcome.failure
     if outcome.result.interrupted:
         sys.exit(INTERRUPTED)
+
+
+def show(result: Result, sentences: Sequence[str], console: Console) -> None:
+    """Print the table, and below it what may be said of it."""
+    print_result(result, console)
+    text = click.wrap_text(" ".join(sentences), width=79)
+    console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True)

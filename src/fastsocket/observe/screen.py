@@ -24,6 +24,8 @@ from fastsocket.observe.sample import Rates, Sample, Source, rates
 __all__ = ["LiveView"]
 
 _FASTEST, _SLOWEST = 0.25, 16.0
+_ROOMY = 50
+"""Columns in which headline and keys have room around them."""
 _NOBODY = "No accelerated application runs here: start one with 'fastsocket run -- COMMAND'."
 
 
@@ -78,7 +80,8 @@ class LiveView(App[None]):
         self._set_pace()
 
     def on_resize(self) -> None:
-        """Lay the CPUs out anew."""
+        """Lay the CPUs out anew; narrow screens have less between the keys."""
+        self.query_one(Footer).compact = self.size.width < _ROOMY
         self._show()
 
     def action_pause(self) -> None:
@@ -126,8 +129,11 @@ class LiveView(App[None]):
     def _show(self) -> None:
         """Write the last rates to the screen."""
         state = "end of the recording" if self._ended else "paused" if self._paused else "live"
-        pace = f"every {self._interval:g} s  sorted by {self._sort}"
-        head = f"fastsocket top  {self._watched}  {state}  {pace}"
+        if self.size.width < _ROOMY:
+            head = f"{self._watched}  {state}  {self._interval:g} s  by {self._sort}"
+        else:
+            pace = f"every {self._interval:g} s  sorted by {self._sort}"
+            head = f"fastsocket top  {self._watched}  {state}  {pace}"
         self.query_one("#head", Static).update(Text(head, no_wrap=True, overflow="ellipsis"))
         table, nobody = self.query_one("#workers", DataTable), self.query_one("#nobody", Static)
         grid = self.query_one("#grid", Static)

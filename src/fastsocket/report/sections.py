@@ -17,7 +17,7 @@ from fastsocket.report.metrics import (
     ratio,
     ratio_digits,
 )
-from fastsocket.report.results import Core, Ratio, Result
+from fastsocket.report.results import Core, Point, Ratio, Result
 from fastsocket.report.tables import (
     Table,
     call_site_table,
@@ -214,7 +214,9 @@ def _core_charts(per_core: dict[str, list[Core]], cpus: int) -> list[Chart]:
             )
             for core in cores
         ]
-        said = f"{len(cores)} of {cpus} CPUs, from {min(busy):.0f} to {max(busy):.0f} % busy"
+        low, high = f"{min(busy):.0f}", f"{max(busy):.0f}"
+        span = f"{low} % busy each" if low == high else f"from {low} to {high} % busy"
+        said = f"{len(cores)} of {cpus} CPUs, {span}"
         chart = bar_chart(
             f"CPU use per core, {mode}",
             said,
@@ -263,15 +265,37 @@ def _count_section(
 ) -> Section:
     """Return what was counted by cores where nothing was timed, with the call sites of each."""
     if not measured:
-        text = ("The file holds no figures.",)
-        return Section(key, heading(result), text, facts=_facts(result, host))
+        nothing = ("The file holds no figures.",)
+        return Section(key, heading(result), nothing, facts=_facts(result, host))
     first = next(iter(result.points[0].modes.values()))
     tables = [scale_table(result, name) for name in first]
     for point in result.points:
         if any(point.call_sites.values()):
             table = call_site_table(point.call_sites)
             tables.append(table._replace(caption=f"{table.caption}, {point.cores} cores"))
-    return Section(key, heading(result), _text(result), tables=tables, facts=_facts(result, host))
+    text = [*_text(result), *_growth(result.points)]
+    return Section(key, heading(result), text, tables=tables, facts=_facts(result, host))
+
+
+def _growth(points: Sequence[Point]) -> list[str]:
+    """Say how contentions per connection grew from the fewest cores to the most, by mode."""
+    ordered = sorted(points, key=lambda point: point.cores)
+    first, last = ordered[0], ordered[-1]
+    grown = []
+    for mode in mode_order(last.modes):
+        ends = [
+            found.median
+            for point in (first, last)
+            if (found := point.modes.get(mode, {}).get("lock_contentions_per_1k"))
+            and found.median is not None
+        ]
+        if len(ends) == 2:
+            times = f" ({ratio(ends[1] / ends[0])})" if ends[0] else ""
+            grown.append(f"{mode} from {number(ends[0])} to {number(ends[1])}{times}")
+    if not grown or first is last:
+        return []
+    label = metric_text("lock_contentions_per_1k").label
+    return [f"{label}, from {first.cores} cores to {last.cores}: {'; '.join(grown)}."]
 
 
 def _scale_metrics(measured: set[str], first: str) -> list[str]:
@@ -281,7 +305,9 @@ def _scale_metrics(measured: set[str], first: str) -> list[str]:
         "lock_contentions_per_1k",
         "resched_ipis_per_1k",
         "local_percent",
+        "active_local_percent",
         "worker_cv",
+        "errors",
     )
     return [name for name in wanted if name in measured]
 

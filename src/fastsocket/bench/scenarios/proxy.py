@@ -21,7 +21,7 @@ from fastsocket.bench.card import place_flow_rules
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import ACTIVE
-from fastsocket.bench.process import running_server
+from fastsocket.bench.process import confined, running_server
 from fastsocket.bench.scenario import (
     SPARE,
     Measurement,
@@ -85,14 +85,15 @@ class Proxy(Short):
 @contextmanager
 def _proxied(setup: Setup, mode: Mode, by_rule: bool) -> Iterator[Stage]:
     """Start backend and proxy, and lay the wires, for a block."""
-    cpus = sorted(os.sched_getaffinity(0))
     room = max(CONNECTIONS, setup.connections + SPARE)
     with (
+        confined(setup.cpus),
         Netspace.make() as clients,
         Netspace.make() as proxy,
         Netspace.make() as behind,
         site_directory() as place,
     ):
+        cpus = sorted(os.sched_getaffinity(0))
         outer = [f"{client}/{PREFIX}" for client in CLIENTS]
         wire(clients, proxy, ("client", "outside"), (outer, f"{OUTSIDE}/{PREFIX}"))
         wire(behind, proxy, ("backend", "inside"), ([f"{BACKEND}/{PREFIX}"], f"{INSIDE}/{PREFIX}"))
@@ -109,10 +110,11 @@ def _proxied(setup: Setup, mode: Mode, by_rule: bool) -> Iterator[Stage]:
         else:
             spread_packets(proxy, "inside", cpus)
             place_flow_rules(behind, "backend", table, len(cpus))
-        backend = Site(BACKEND, setup.port, setup.workers, place, capacity=room)
+        common = Site(OUTSIDE, setup.port, setup.workers, place, cpus=setup.cpus, capacity=room)
+        backend = replace(common, address=BACKEND)
         end = (backend.address, backend.port)
         command = fastsocket_command((), HTTP_SERVERS["demo"].command(Mode.FASTSOCKET, backend))
-        site = Site(OUTSIDE, setup.port, setup.workers, place, capacity=room, backend=end)
+        site = replace(common, backend=end)
         with (
             arrival,
             running_server(command, behind, end, setup.note),

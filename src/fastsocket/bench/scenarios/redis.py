@@ -2,7 +2,8 @@
 """`redis`, `redis-veth`, `kernel`: one instance of a store, and eight pinned to the CPUs in turn.
 
 Connections stay and requests are small, as in the evaluation of 2014. Each instance has a port of
-its own. Clients come over loopback, or over a veth pair from a namespace of their own.
+its own. Clients come over loopback, or over a veth pair from a namespace of their own. `scale` has
+one instance on each of its cores.
 """
 
 import os
@@ -16,7 +17,7 @@ from fastsocket.bench.fastpath import await_fast_path, past_tcp_percent, with_fa
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.probe import READS
-from fastsocket.bench.process import Program, running_servers
+from fastsocket.bench.process import Program, confined, running_servers
 from fastsocket.bench.scenario import (
     ADDRESS,
     Measurement,
@@ -30,7 +31,7 @@ from fastsocket.bench.stores import QUESTIONS, STORES, Kv
 from fastsocket.bench.wires import finish_checksums, wire
 from fastsocket.errors import MissingFeatureError
 
-__all__ = ["INSTANCES", "REDIS", "Redis"]
+__all__ = ["INSTANCES", "REDIS", "OnEachCore", "Redis"]
 
 INSTANCES = 8
 WATCH_SECONDS = 0.5
@@ -83,7 +84,7 @@ class Redis:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
         errors = 0
-        for instances, suffix in ((1, "_1"), (INSTANCES, "")):
+        for instances, suffix in self._counts(setup):
             with self._stores(setup, mode, instances) as running:
                 outcome, seen = running.load(setup.seconds, setup.warmup)
                 taken.cores = seen.cores
@@ -106,6 +107,10 @@ class Redis:
             taken.put(f"past_tcp_percent{suffix}", past, nothing)
         taken.put("errors", float(errors))
         return taken
+
+    def _counts(self, setup: Setup) -> Sequence[tuple[int, str]]:
+        """Return how many instances to ask, and how the names of those metrics end."""
+        return ((1, "_1"), (INSTANCES, ""))
 
     def _is_past_tcp(self, mode: Mode) -> bool:
         return mode is Mode.LOCAL or (mode is Mode.FASTSOCKET and not self._wired)
@@ -157,6 +162,25 @@ class Redis:
                 command = fastsocket_command([*setup.run_options, *past], command)
             greeting = QUESTIONS[setup.server.name].greeting
             yield Program(command, (site.address, port), [cpu], greeting)
+
+
+class OnEachCore(Redis):
+    """An instance on each CPU of the setup, and its clients on the same CPUs, over loopback."""
+
+    metrics: Mapping[str, str] = {
+        name: unit for name, unit in Redis.metrics.items() if not name.endswith("_1")
+    }
+
+    def __init__(self) -> None:
+        super().__init__("scale", wired=False, modes=())
+
+    def measure(self, setup: Setup, mode: Mode) -> Measurement:
+        """See :class:`fastsocket.bench.scenario.Scenario`."""
+        with confined(setup.cpus):
+            return super().measure(setup, mode)
+
+    def _counts(self, setup: Setup) -> Sequence[tuple[int, str]]:
+        return ((setup.workers, ""),)
 
 
 def _local_percent(running: Stage, instances: int) -> float | None:

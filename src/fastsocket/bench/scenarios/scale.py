@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`scale`: short connections on one core, two, and so on to all, and what that says of sharing.
+"""`scale`: a server on one core, two, and so on to all, and what that says of sharing.
 
-Server and client are kept to the same CPUs, as many workers and client processes as there are:
-loopback handles a segment on its sender's CPU, so a client elsewhere would leave no connection a
-CPU of its own. What one core does is thus a client's and a server's work, at every core count
-alike. Whole cores come first, then their second threads.
+A proxy has its backend, and a store an instance on each core. Server and client are kept to the
+same CPUs, as many workers and client processes as there are: loopback handles a segment on its
+sender's CPU, so a client elsewhere would leave no connection a CPU of its own. What one core does
+is thus a client's and a server's work, at every core count alike. Whole cores come first, then
+their second threads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,9 @@ from fastsocket.bench.runner import (
     play,
     tabulate,
 )
-from fastsocket.bench.scenario import SPARE, Measurement, Setup
+from fastsocket.bench.scenario import SPARE, Measurement, Scenario, Setup
+from fastsocket.bench.scenarios.proxy import Proxy
+from fastsocket.bench.scenarios.redis import OnEachCore
 from fastsocket.bench.scenarios.short import Short
 from fastsocket.bench.trace import Trace
 from fastsocket.errors import UsageError
@@ -46,11 +49,44 @@ class Cell:
         return f"{self.cores} core{'s' * (self.cores > 1)}, {self.mode}"
 
 
-class Scale(Short):
-    """The metrics of `short` by number of cores."""
+_SHORT, _PROXY, _STORE = Short(), Proxy("proxy", by_rule=False), OnEachCore()
+_PLAYED: Mapping[str, Scenario] = {
+    "nginx": _SHORT,
+    "haproxy": _PROXY,
+    "haproxy-single-queue": _PROXY,
+    "lighttpd": _SHORT,
+    "demo": _SHORT,
+    "redis": _STORE,
+    "memcached": _STORE,
+}
+
+
+class Scale:
+    """The metrics of another scenario, `played`, by number of cores."""
 
     name = "scale"
-    servers = ("nginx", "haproxy", "haproxy-single-queue", "lighttpd", "demo")
+    servers = tuple(_PLAYED)
+
+    def __init__(self, played: Scenario = _SHORT) -> None:
+        self.played = played
+
+    @staticmethod
+    def of(server: str) -> "Scale":
+        """Return the scenario for one of its `servers`."""
+        return Scale(_PLAYED[server])
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """See :class:`fastsocket.bench.scenario.Scenario`."""
+        return self.played.metrics
+
+    def prepare(self, setup: Setup) -> Setup:
+        """See :class:`fastsocket.bench.scenario.Scenario`."""
+        return self.played.prepare(setup)
+
+    def measure(self, setup: Setup, mode: Mode) -> Measurement:
+        """See :class:`fastsocket.bench.scenario.Scenario`."""
+        return self.played.measure(setup, mode)
 
     def sweep(
         self,
@@ -129,7 +165,7 @@ def verdict_of(runs: Mapping[int, Sequence[Measurement]]) -> Verdict:
         (cores, speed)
         for cores, each in runs.items()
         for run in each
-        if (speed := run.values.get("cps"))
+        if (speed := run.values.get("cps") or run.values.get("rps"))
     ]
     try:
         from fastsocket.bench.usl import judge
