@@ -348,7 +348,7 @@ void fast_wait_begins_watched(int keeps)
 	else
 		fast_kept = fast_refusals = 0;
 	if (fs_worker) {
-		fs_worker->fast_epoll = state;
+		fs_worker->fast_epoll = alone() ? state : FS_FAST_EPOLL_THREADS;
 		fs_worker->merged += merged;
 		merged = 0;
 	}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An asyncio server that answers with the number of epoll_ctl calls so far, and closes."""
+"""An asyncio server that answers with the number of epoll_ctl calls so far, and closes.
+
+With a second word it has another thread, too.
+"""
 
 import asyncio
 import ctypes
@@ -16,6 +19,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def main() -> None:
     server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
+    if sys.argv[2:]:
+        await asyncio.get_running_loop().run_in_executor(None, int)
     await server.serve_forever()
 
 
