@@ -44,6 +44,7 @@ Percentage of the requests served within a certain time (ms)
 SAID = {
     "seconds": 1.5,
     "completed": 300,
+    "requests": 300,
     "cps": 200.0,
     "errors": {"reset": 5, "refused": 2, "timeout": 3, "other": 4},
     "other_causes": {"status": 0, "closed": 3, "truncated": 1, "protocol": 0, "system": 0},
