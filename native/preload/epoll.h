@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Fast epoll: what the wrappers tell it. In libfsocket.so all of it is empty; libfsocket-epoll.so and
- * libfsocket-lean.so are built with FS_EPOLL, where it does nothing until fast_start() allows it.
+ * Fast epoll: what the wrappers tell it. All of it is empty but in the libraries that are built with
+ * FS_EPOLL, where it does nothing until fast_start().
  */
 #ifndef FASTSOCKET_EPOLL_H
 #define FASTSOCKET_EPOLL_H

@@ -20,6 +20,7 @@ PARTS = (
     "libfsocket.so",
     "libfsocket-epoll.so",
     "libfsocket-lean.so",
+    "libfsocket-lean-epoll.so",
     "select.bpf.o",
     "fastsocket-demo",
     "fastsocket-kv",

@@ -83,7 +83,6 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     others = environment.get("LD_PRELOAD")
     environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
     environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
-    environment["FASTSOCKET_FAST_EPOLL"] = str(parameters.enable_fast_epoll)
     return environment
 
 
