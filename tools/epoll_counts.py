@@ -95,7 +95,7 @@ def _count(name: str, close: bool, fast: bool) -> float:
             trace,
         ]
         if fast:
-            words += ["-E", f"LD_PRELOAD={native_file('libfsocket-epoll.so')}"]
+            words += ["-E", f"LD_PRELOAD={native_file('libfsocket-plain-epoll.so')}"]
         app = stack.enter_context(
             Application([*words, *_command(name, folder)], PORT, accelerated=False)
         )

@@ -13,7 +13,6 @@
  * any time and finds `busy` set where it must leave the queue alone.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "epoll.h"
@@ -21,12 +20,6 @@
 #define MOST 64 /* descriptors whose calls wait */
 #define ODD_EVENTS (EPOLLEXCLUSIVE | EPOLLWAKEUP) /* with rules of their own */
 #define EACH_COUNTS (EPOLLET | EPOLLONESHOT) /* setting them again makes the kernel look again */
-
-#ifdef FS_LEAN
-#define DEFAULT "0" /* preloaded for something else */
-#else
-#define DEFAULT "1"
-#endif
 
 enum fast_kind {
 	STRANGER,
@@ -54,10 +47,9 @@ static inline int alone(void)
 
 COLD void fast_start(void)
 {
-	const char *wanted = getenv("FASTSOCKET_FAST_EPOLL");
 	void *table;
 
-	if (atoi(wanted ? wanted : DEFAULT) != 1 || !fs_fds || !&__libc_single_threaded)
+	if (!fs_fds || !&__libc_single_threaded)
 		return;
 	table = mmap(NULL, fs_fd_count * sizeof(*fast_watches), PROT_READ | PROT_WRITE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Fast epoll: what the wrappers tell it. libfsocket.so and libfsocket-epoll.so are built with FS_EPOLL,
- * and it does nothing until fast_start() allows it; in libfsocket-plain.so all of it is empty.
+ * Fast epoll: what the wrappers tell it. All of it is empty but in the libraries that are built with
+ * FS_EPOLL, where it does nothing until fast_start().
  */
 #ifndef FASTSOCKET_EPOLL_H
 #define FASTSOCKET_EPOLL_H

@@ -2,9 +2,10 @@
 /*
  * The one list of intercepted functions: HOOK(result, name, parameters, arguments).
  * It is expanded for the pointers to the next definition, for their lookup and for the
- * exported names (exports.map is checked against it by a test). libfsocket-plain.so has the core,
- * libfsocket-epoll.so what shares descriptors, too, libfsocket.so everything: where connections are
- * left as they are, nobody's reads and writes take a way through us.
+ * exported names (exports.map is checked against it by a test). The core is in all libraries, what
+ * shares descriptors in all but libfsocket-plain.so, what makes epoll instances where fast epoll is,
+ * and what moves bytes or may sleep where connections are made lean: where they are left as they
+ * are, nobody's reads and writes take a way through us.
  */
 /* clang-format off */
 #define FS_CORE_HOOKS(HOOK) \
@@ -48,13 +49,16 @@
 	HOOK(int, system, (const char *command), (command)) \
 	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
 
-/* What gives a descriptor a second owner, and what makes an epoll instance. */
+/* What gives a descriptor a second owner. */
 #define FS_SHARE_HOOKS(HOOK) \
 	HOOK(int, dup, (int fd), (fd)) \
 	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags)) \
-	HOOK(pid_t, vfork, (void), ()) \
+	HOOK(pid_t, vfork, (void), ())
+
+/* What makes an epoll instance. */
+#define FS_EPOLL_HOOKS(HOOK) \
 	HOOK(int, epoll_create, (int size), (size)) \
 	HOOK(int, epoll_create1, (int flags), (flags))
 
@@ -105,10 +109,14 @@
 	HOOK(int, flock, (int fd, int operation), (fd, operation)) \
 	HOOK(int, getaddrinfo, (const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **result), (node, service, hints, result))
 
+#ifndef FS_EPOLL
+#undef FS_EPOLL_HOOKS
+#define FS_EPOLL_HOOKS(HOOK)
+#endif
 #if defined(FS_LEAN)
-#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_SHARE_HOOKS(HOOK) FS_READ_HOOKS(HOOK) FS_IO_HOOKS(HOOK) FS_SLEEP_HOOKS(HOOK)
+#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_SHARE_HOOKS(HOOK) FS_EPOLL_HOOKS(HOOK) FS_READ_HOOKS(HOOK) FS_IO_HOOKS(HOOK) FS_SLEEP_HOOKS(HOOK)
 #elif defined(FS_EPOLL)
-#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_SHARE_HOOKS(HOOK)
+#define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK) FS_SHARE_HOOKS(HOOK) FS_EPOLL_HOOKS(HOOK)
 #else
 #define FS_HOOKS(HOOK) FS_CORE_HOOKS(HOOK)
 #endif

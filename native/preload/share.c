@@ -73,6 +73,7 @@ int hook_fcntl64(int fd, int command, void *value)
 	return NEXT(fcntl64)(fd, command, value);
 }
 
+#ifdef FS_EPOLL
 /* Before a system call that does not come through its wrapper. */
 void fast_raw(long number)
 {
@@ -101,6 +102,7 @@ void fast_raw(long number)
 		fast_wait_ends();
 	}
 }
+#endif
 
 static void *vfork_next;
 

@@ -7,14 +7,15 @@ from fastsocket.errors import FastsocketError
 
 __all__ = ["LIBRARIES", "NATIVE_DIR", "library_name", "native_file"]
 
-# What is preloaded, by the parameter `lean`; the second alone lacks fast epoll.
+# What is preloaded without fast epoll, by the parameter `lean`.
 LIBRARIES = {"auto": "libfsocket.so", "off": "libfsocket-plain.so"}
 NATIVE_DIR = Path(__file__).parent / "_native"
 
 
 def library_name(lean: str, fast_epoll: bool) -> str:
     """Return the name of the library that has what these parameters ask for, and no more."""
-    return "libfsocket-epoll.so" if fast_epoll and lean == "off" else LIBRARIES[lean]
+    name = LIBRARIES[lean]
+    return name.replace(".so", "-epoll.so") if fast_epoll else name
 
 
 def native_file(name: str) -> Path:

@@ -20,7 +20,7 @@ from tests.apps.harness import PROGRAMS, Application, fastsocket_command, say
 
 pytestmark = pytest.mark.apps
 
-LIBRARY = "libfsocket-epoll.so"
+LIBRARY = "libfsocket-plain-epoll.so"
 PORT = 8080
 ADD, DEL, MOD = 1, 2, 3  # EPOLL_CTL_*, which the module select lacks
 IN, OUT, ET, ONESHOT = select.EPOLLIN, select.EPOLLOUT, select.EPOLLET, select.EPOLLONESHOT

@@ -20,6 +20,7 @@ PARTS = (
     "libfsocket.so",
     "libfsocket-epoll.so",
     "libfsocket-plain.so",
+    "libfsocket-plain-epoll.so",
     "select.bpf.o",
     "fastsocket-demo",
     "fastsocket-kv",

@@ -87,7 +87,6 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
     if words := _lean_words(parameters):
         environment["FASTSOCKET_LEAN"] = ",".join(words)
-    environment["FASTSOCKET_FAST_EPOLL"] = str(parameters.enable_fast_epoll)
     return environment
 
 
