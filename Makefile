@@ -8,10 +8,8 @@ SOURCES := src tests tools hatch_build.py
 # The C parts do not depend on each other.
 NATIVE   = $(MAKE) -s --no-print-directory -C native -j$(shell nproc)
 C_FILES  = $(shell git ls-files 'native/*.c' 'native/*.h')
-# What `make bench` measures: the servers of the scenario "short". Other files in docs/results, of runs
-# that take longer (such as `fastsocket bench scale --vm`), stay and are shown with their own host.
-SERVERS ?= nginx haproxy haproxy-single-queue lighttpd
-ROUNDS  ?= 12
+# What `make bench` measures, names of tools/measure.py; all by default.
+ONLY    ?=
 # How long `make soak` keeps going, in seconds, and the GiB that cross the local fast path then.
 SOAK    ?= 1200
 STREAMS ?= 100
@@ -41,13 +39,8 @@ format: packages-all install ## rewrite the sources as lint wants them
 	$(BIN)/ruff format $(SOURCES)
 	clang-format-14 -i $(C_FILES)
 
-bench: packages-all install ## measure on this machine and write the figures into README and docs
-	mkdir -p docs/results
-	for server in $(SERVERS); do $(BIN)/fastsocket bench short --server $$server --force \
-		--runs $(ROUNDS) --output docs/results/short-$$server.json || exit 1; done
-	$(BIN)/fastsocket bench overhead --force --output docs/results/overhead.json
-	$(BIN)/fastsocket report --markdown --title Evaluation -o docs/evaluation.md docs/results/*.json
-	$(BIN)/python tools/figures.py
+bench: packages-all install ## measure on this machine and write the figures into README and docs (an hour)
+	$(BIN)/python tools/measure.py $(ONLY)
 
 soak: packages-all install ## servers in random trouble for SOAK seconds, STREAMS GiB past TCP, machines of 24 CPUs
 	$(BIN)/python tools/soak.py --seconds $(SOAK)

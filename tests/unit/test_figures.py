@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The README's figures are those of docs/evaluation.md, and nobody typed them."""
 
+from pathlib import Path
+
 import pytest
 
-from tools import figures
+from fastsocket.cli.bench import command
+from tools import figures, measure
 
 pytestmark = pytest.mark.unit
 
@@ -35,3 +38,13 @@ def test_no_evaluation_says_how_to_get_one() -> None:
 def test_a_readme_without_the_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="once each"):
         figures.filled("# Name\n", None)
+
+
+def test_documents_show_results_in_the_order_of_measurement() -> None:
+    files = [Path(name) for name in ("scale-vm24.json", "steer.json", "short-nginx.json")]
+    assert [file.stem for file in measure.order(files)] == ["short-nginx", "steer", "scale-vm24"]
+
+
+@pytest.mark.parametrize("words", measure.MEASURED.values())
+def test_what_is_measured_can_be_called(words: str) -> None:
+    command.make_context("bench", [*words.split(), "--output", "x.json"])
