@@ -117,7 +117,7 @@ def sides(launch: bool = False, library: str = "libfsocket.so") -> tuple[Side, S
         command = (sys.executable, "-c", code, "run", "--")
         return Side("stock"), Side("run", prefix=command)
     # Fast epoll is for processes without threads.
-    watched = library != EPOLL
+    watched = "-epoll" not in library
     prefix = () if watched else ("timeout", f"{2 * MODULE_SECONDS}")
     preload = {"LD_PRELOAD": str(native_file(library))}
     return Side("stock", prefix, {}, watched), Side("preload", prefix, preload, watched)

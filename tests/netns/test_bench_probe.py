@@ -62,6 +62,7 @@ def test_a_client_is_not_given_the_port_of_a_server(netspace, reserved):
     """It would connect to itself, and the server could not have its port for a minute."""
     if reserved:
         netspace.reserve(PORT)
+        netspace.reserve(PORT + 5)  # of a second server
     with netspace.entered(), socket.socket() as client:
         ports = Path("/proc/sys/net/ipv4/ip_local_port_range")
         ports.write_text(f"{PORT} {PORT + 1}", encoding="ascii")  # even ones are taken first

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a launch that fails leaves behind, and what one says of its host."""
 
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -33,3 +34,21 @@ def test_a_launch_that_fails_takes_its_cgroup_away(monkeypatch: pytest.MonkeyPat
 )
 def test_who_may_not_use_fast_open(setting: str, lacks: str) -> None:
     assert launcher.fast_open_lacks(setting) == lacks
+
+
+def test_what_the_library_would_do_is_named_where_it_is_not_preloaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launcher.os, "execve", Mock(side_effect=OSError(2, "stopped here")))
+    with pytest.raises(FastsocketError, match="stopped here"):
+        launcher.launch(["true"], Parameters(enable_listen_spawn=0, enable_fast_epoll=1))
+    said = capsys.readouterr().err
+    assert said == "fastsocket: fast epoll: not used, for listen spawn is off\n"
+
+
+def test_the_environment_switches_nothing_on_that_the_parameters_leave_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FASTSOCKET_LEAN", "fast-open")
+    environment = launcher._environment(Path("/usr/lib/libfsocket.so"), Parameters())
+    assert environment["FASTSOCKET_LEAN"] == ""

@@ -85,8 +85,7 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     others = environment.get("LD_PRELOAD")
     environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
     environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
-    if words := _lean_words(parameters):
-        environment["FASTSOCKET_LEAN"] = ",".join(words)
+    environment["FASTSOCKET_LEAN"] = ",".join(_lean_words(parameters))
     return environment
 
 
@@ -100,6 +99,16 @@ def _lean_words(parameters: Parameters) -> list[str]:
     if parameters.fast_open and (lacks := fast_open_lacks(FAST_OPEN.read_text())):
         print(f"fastsocket: TCP Fast Open is off for {lacks}", file=sys.stderr)
     return words
+
+
+def _of_library(parameters: Parameters) -> str:
+    """Return what was asked for that the library does where it gives workers their sockets."""
+    asked = {
+        "fast epoll": parameters.enable_fast_epoll,
+        "defer-accept": parameters.defer_accept,
+        "fast-open": parameters.fast_open,
+    }
+    return " and ".join(name for name, wanted in asked.items() if wanted)
 
 
 def fast_open_lacks(setting: str) -> str:
@@ -154,6 +163,8 @@ def launch(
             else "runs as without Fastsocket"
         )
         print(f"fastsocket: {how}: {program.why}", file=sys.stderr)
+    elif not preloads and (unused := _of_library(parameters)):
+        print(f"fastsocket: {unused}: not used, for listen spawn is off", file=sys.stderr)
     with contextlib.ExitStack() as undo:
         if deliver:
             undo.callback(deliver.close)  # unless the keeper has it, nobody else would

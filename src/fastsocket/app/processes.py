@@ -165,11 +165,12 @@ def _read(pid: int, name: str) -> bytes:
 def _copy_of(pidfd: int, number: int, cookie: int) -> socket.socket | None:
     """Return a copy of a process's descriptor, if that is the socket with the cookie."""
     fd = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:  # no such descriptor, or not allowed
+        return None
     try:
         held = socket.socket(fileno=fd)
-    except OSError:  # no such descriptor, or no socket
-        if fd >= 0:
-            os.close(fd)
+    except OSError:  # no socket
+        os.close(fd)
         return None
     with contextlib.suppress(OSError):
         found = held.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)

@@ -107,7 +107,9 @@ class Netspace:
         """
         if self.private:
             with self.entered():
-                (IPV4 / "ip_local_reserved_ports").write_text(str(port), encoding="ascii")
+                file = IPV4 / "ip_local_reserved_ports"
+                before = file.read_text(encoding="ascii").strip()
+                file.write_text(f"{before},{port}" if before else str(port), encoding="ascii")
 
     def processes(self) -> list[int]:
         """Return the processes in this namespace; for the host's, none are told apart."""

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 ROOT = bpffs.PLACE / "fastsocket/steer"
+LOCK = Path("/run/fastsocket-steer.lock")
 _NOTE_BYTES = 4000
 _OWN_MAPS = {"exits": 8, "counters": 8}
 
@@ -113,10 +114,8 @@ def locked() -> Iterator[None]:
     Raises:
         MissingFeatureError: No BPF file system, or no right to write to it.
     """
-    # Not ROOT itself: that comes and goes.
-    handle = os.open(bpffs.PLACE.parent, os.O_RDONLY | os.O_DIRECTORY)
+    handle = _lock()
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             bpffs.provide()
             ROOT.mkdir(parents=True, exist_ok=True)
@@ -132,6 +131,27 @@ def locked() -> Iterator[None]:
                 ROOT.parent.rmdir()
             bpffs.release()
     finally:
+        LOCK.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock() -> int:
+    """Make and lock a file that only root can open, or nobody else could be kept from locking it.
+
+    Not ROOT itself, which comes and goes, nor what else is there: that is open to all. Who waited
+    for a file that its holder took away begins anew.
+    """
+    while True:
+        try:
+            handle = os.open(LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise MissingFeatureError(
+                f"{LOCK} cannot be made", error.strerror or "", "run as root"
+            ) from error
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), LOCK.stat()):
+                return handle
         os.close(handle)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`proxy`: a client, a proxy and a backend, each in a namespace of its own, wires between them.
 
-The backend is the demo server under Fastsocket in all modes alike, so that its workers wake each
-other in none. Requests are as in `short`: the client's connection and the proxy's own are both
-closed after one.
+The backend is the demo server under Fastsocket in all modes alike, without lean connections, so
+that its workers wake each other in none. Requests are as in `short`: the client's connection and
+the proxy's own are both closed after one.
 
 What the backend sends and gets is spread by flow, as a NIC with a queue for each CPU does it. Under
 Fastsocket receive flow deliver takes the place of that at the proxy: its connections take ports of
@@ -113,7 +113,8 @@ def _proxied(setup: Setup, mode: Mode, by_rule: bool) -> Iterator[Stage]:
         common = Site(OUTSIDE, setup.port, setup.workers, place, cpus=setup.cpus, capacity=room)
         backend = replace(common, address=BACKEND)
         end = (backend.address, backend.port)
-        command = fastsocket_command((), HTTP_SERVERS["demo"].command(Mode.FASTSOCKET, backend))
+        demo = HTTP_SERVERS["demo"].command(Mode.FASTSOCKET, backend)
+        command = fastsocket_command(("--lean", "off"), demo)
         site = replace(common, backend=end)
         with (
             arrival,

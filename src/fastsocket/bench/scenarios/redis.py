@@ -88,10 +88,12 @@ class Redis:
             with self._stores(setup, mode, instances) as running:
                 outcome, seen = running.load(setup.seconds, setup.warmup)
                 taken.cores = seen.cores
-                local = _local_percent(running, instances)
+                local: float | None = None
                 past: float | None = 0.0
                 if self._is_past_tcp(mode):
                     past = past_tcp_percent(running.process.pid, running.netspace)
+                else:
+                    local = _local_percent(running, instances)
             errors += outcome.errors
             per_second = outcome.per_second
             cost = seen.busy_seconds * 1e6 / seen.seconds
@@ -100,10 +102,8 @@ class Redis:
             taken.put(f"p99_us{suffix}", outcome.latency_us.get("p99"), nothing)
             each = cost / per_second if per_second else None
             taken.put(f"cpu_us_per_request{suffix}", each, nothing)
-            if self._is_past_tcp(mode):
-                taken.put(f"local_percent{suffix}", None, PAST)
-            else:
-                taken.put(f"local_percent{suffix}", local, setup.probe_reason)
+            why = PAST if self._is_past_tcp(mode) else setup.probe_reason
+            taken.put(f"local_percent{suffix}", local, why)
             taken.put(f"past_tcp_percent{suffix}", past, nothing)
         taken.put("errors", float(errors))
         return taken
