@@ -88,7 +88,7 @@ static int64_t held(const struct fs_slot *slot)
 	return (int32_t)slot->live + (int64_t)(slot->assigned - slot->accepted - slot->settled);
 }
 
-/* Whether another worker's queue may be drained by this thread, which has the slot `own` or none: it
+/* Whether another worker's queue may be drained by this thread, which has the slot `own`: it
  * waits for a worker that is late, or its worker is gone. Only non-blocking listeners: their
  * workers expect to find nothing at times. Connections that last would leave the workers uneven
  * for good, so a worker that is only late for a moment keeps those that are its share.
@@ -99,9 +99,7 @@ static int wants_help(const struct fs_listener *pl, const struct fs_slot *slot,
 	if (slot->state != FS_SLOT_CLAIMED)
 		return slot->state == FS_SLOT_ORPHAN ||
 		       (slot->state == FS_SLOT_PAUSED && slot->help);
-	if (slot->help != FS_HELP_EVENLY)
-		return slot->help;
-	return !pl->by_live || (own && held(own) < held(slot));
+	return slot->help == FS_HELP_EVENLY ? !pl->by_live || held(own) < held(slot) : slot->help;
 }
 
 /* Accept a connection that waits on another slot of the listener, or return -1. */
@@ -109,12 +107,13 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 				   socklen_t *len, int flags)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
-	struct fs_slot *own = slot < 0 ? NULL : page_slot(l->page_index, slot);
+	struct fs_slot *own = page_slot(l->page_index, slot);
 	int saved = errno, connection = -1, orphans = 0;
 
+	if (slot < 0)
+		return -1;
 	pl->help = 0;
-	if (own)
-		own->help = FS_HELP_NONE; /* its worker is at it */
+	own->help = FS_HELP_NONE; /* its worker is at it */
 	for (unsigned i = 0; connection < 0 && i < pl->slots && i < FS_MAX_SLOTS; i++) {
 		struct fs_slot *other = &pl->slot[i];
 		int wanted = other != own && wants_help(pl, other, own);
@@ -132,13 +131,12 @@ static COLD int accept_for_another(struct listener *l, int slot, struct sockaddr
 			__atomic_fetch_add(&other->accepted, 1, __ATOMIC_RELAXED);
 	}
 	/* While no program chooses, orphans go on getting connections. */
-	if (orphans && !(own && own->published))
+	if (orphans && !own->published)
 		pl->help = 1;
 	if (connection >= 0) {
 		pl->help = 1; /* there may be more */
 		__atomic_fetch_add(&pl->stolen, 1, __ATOMIC_RELAXED);
-		if (own) /* as if it had come there */
-			__atomic_fetch_sub(&own->accepted, 1, __ATOMIC_RELAXED);
+		__atomic_fetch_sub(&own->accepted, 1, __ATOMIC_RELAXED);
 	}
 	errno = saved;
 	return connection;

@@ -13,8 +13,6 @@
 
 #include "lean.h"
 
-#define MOMENT_MS 200 /* for the keeper to hear of a worker, which serves nobody meanwhile */
-
 /* Whether this thread needs a socket other than the application's own. Where that is one of
  * several which the application opened itself, a further process that polls it is the
  * successor of the one that does now (a reload), and takes its slot over.
@@ -189,17 +187,6 @@ static int can_choose(const struct listener *l, struct fs_listener *pl)
 	return pl->tier != FS_TIER_NONE;
 }
 
-/* Whether a sibling that begins to listen can be published at once. While it listens and no program
- * passes over it, it gets connections, which would be lost if it had to stop again.
- */
-static int can_publish(struct listener *l, const struct fs_listener *pl, int place)
-{
-	int slot = fs_find_slot(pl, l->sibling_cookie[place]);
-
-	return pl->tier < FS_TIER_SELECT || (slot >= 0 && pl->slot[slot].published) ||
-	       fs_keeper_tell(FS_OP_WORKER, l, 0, -1, FS_PATIENCE_MS) == 0;
-}
-
 /* Give the calling thread a slot of its own for the listener. The first of a process has it
  * behind the application's descriptor, further threads behind a stand-in. Returns the slot,
  * or -1: then the thread shares the application's socket, as it would without us.
@@ -207,32 +194,20 @@ static int can_publish(struct listener *l, const struct fs_listener *pl, int pla
 int fs_claim(struct listener *l, int epfd)
 {
 	struct fs_listener *pl = &fs_page->listener[l->page_index];
-	int saved_errno = errno, slot = -1, told, first, place;
-	enum fs_denied denied = fs_was_denied(l, epfd);
+	int saved_errno = errno, slot = -1, first, place;
 	struct fs_guard guard, before;
 
-	if (denied == FS_DENIED_LATELY)
-		return -1;
 	if (fs_cookie(l->fd) != l->fd_cookie) { /* closed by a raw system call */
 		fs_listener_close(l);
 		return -1;
 	}
 	fs_hold_signals(&before);
-	/* Before the claim: once it has a slot, its death must be noticed. A keeper that is late
-	 * finds what it was told when it comes to it.
-	 */
-	told = fs_keeper_tell(FS_OP_WORKER, l, 0, -1, MOMENT_MS) == 0;
-	if (!told && denied && (errno == ETIMEDOUT || errno == EAGAIN)) {
-		fs_ask_later();
-		fs_release_signals(&before);
-		errno = saved_errno;
-		return -1;
-	}
+	/* Before the claim: once it has a slot, its death must be noticed. */
+	fs_keeper_tell(FS_OP_WORKER, l, 0, 0, -1);
 	errno = saved_errno;
 	fs_lock(&pl->lock, &guard);
 	first = l->slot < 0; /* known only now: threads claim at the same time */
 	if (!first && epfd < 0) { /* another thread was quicker, and this one polls the same */
-		fs_grant(l, pl);
 		fs_unlock(&pl->lock, &guard);
 		fs_release_signals(&before);
 		errno = saved_errno;
@@ -249,7 +224,7 @@ int fs_claim(struct listener *l, int epfd)
 		if (slot >= 0 && l->origin >= 0)
 			put_in_place(l, l->origin);
 	} else if (can_choose(l, pl) && (!first || keep_origin(l) == 0) &&
-		   (place = take_sibling(l, pl)) >= 0 && (told || can_publish(l, pl, place))) {
+		   (place = take_sibling(l, pl)) >= 0) {
 		int fd = l->sibling[place];
 
 		slot = reserve(l, pl, fd, l->sibling_cookie[place], l->sibling_shared[place]);
@@ -263,10 +238,10 @@ int fs_claim(struct listener *l, int epfd)
 			l->stand_in[l->stand_ins++] =
 				(struct stand_in){.epfd = epfd, .fd = fd, .slot = slot};
 	}
-	if (slot < 0)
-		fs_deny(l, pl, epfd);
-	else
-		fs_grant(l, pl);
+	if (slot < 0) {
+		pl->unslotted++;
+		pl->reason = errno;
+	}
 	if (first && l->slot == UNCLAIMED)
 		fs_unclaimed--;
 	if (first)

@@ -85,13 +85,6 @@ struct stand_in {
 	int slot;
 };
 
-/* A thread that polls the application's descriptor because it got no slot. */
-struct denial {
-	pid_t tid; /* 0 = entry free */
-	int epfd; /* the thread's epoll instance, -1 if it waits without one */
-	struct epoll_event event; /* what that was told of the descriptor */
-};
-
 #define UNCLAIMED (-1) /* not polled by this process so far */
 #define SHARED (-2) /* no slot was to be had: polled as it would be without us */
 
@@ -119,8 +112,6 @@ struct listener {
 	int sibling[FS_MAX_SLOTS]; /* private descriptors of bound sockets of the same address */
 	uint64_t sibling_cookie[FS_MAX_SLOTS];
 	uint8_t sibling_shared[FS_MAX_SLOTS]; /* a fork gave it to other processes too */
-	int denials; /* 1 + highest entry in use */
-	struct denial denial[FS_MAX_SLOTS];
 };
 
 extern struct fs_page *fs_page; /* NULL until the first listener */
@@ -236,21 +227,6 @@ void fs_environment_keep(void);
 int fs_claim(struct listener *l, int epfd);
 struct stand_in *fs_stand_in(struct listener *l, int epfd);
 
-/* denied.c: threads that got no slot */
-enum fs_denied {
-	FS_NOT_DENIED,
-	FS_DENIED_LATELY,
-	FS_DENIED, /* long enough ago to ask again */
-};
-
-enum fs_denied fs_was_denied(struct listener *l, int epfd);
-void fs_ask_later(void);
-void fs_deny(struct listener *l, struct fs_listener *pl, int epfd);
-void fs_grant(struct listener *l, struct fs_listener *pl);
-void fs_forget_denials(struct listener *l);
-void fs_note_polled(struct listener *l, int epfd, const struct epoll_event *event);
-void fs_claim_again(struct listener *l);
-
 /* slots.c */
 int fs_find_slot(const struct fs_listener *pl, uint64_t cookie);
 void fs_set_state(struct fs_listener *pl, int index, enum fs_slot_state state);
@@ -269,7 +245,7 @@ void fs_forget_past(void);
 
 /* settle.c */
 void fs_pause(struct listener *l, int slot, int paused);
-int fs_settle(void);
+void fs_settle(void);
 
 /* wait.c */
 int fs_was_interrupted(int kinds);
@@ -294,8 +270,7 @@ void fs_unpublish(struct fs_listener *pl, struct fs_slot *slot);
 /* keeper.c */
 void fs_keeper_find(void);
 int fs_keeper_join(struct listener *l, int flags);
-#define FS_PATIENCE_MS 5000 /* without an answer a worker shares a socket for a while */
-int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, int fd, int patience_ms);
+int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker, int fd);
 
 /* resume.c */
 void fs_resume_find(void);

@@ -14,8 +14,10 @@
 
 #include "fsocket.h"
 
+#define PATIENCE_S 5 /* without an answer a worker would share a socket for good */
 #define MAX_FDS 2
-#define PAUSE_MS 10 /* between two looks for a new keeper, as long as its process lives */
+#define PAUSE_NS 10000000
+#define PAUSES 500 /* at most, while a new keeper's process lives */
 #define BPF_MAP "anon_inode:bpf-map" /* as /proc shows one */
 
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -45,9 +47,9 @@ static int is_trusted(int keeper)
 	       (peer.uid == 0 || peer.uid == first_user);
 }
 
-static int try_keeper(int patience_ms)
+static int try_keeper(void)
 {
-	const struct timeval patience = {patience_ms / 1000, patience_ms % 1000 * 1000};
+	const struct timeval patience = {.tv_sec = PATIENCE_S};
 	int fd;
 
 	if (!address_length) {
@@ -71,41 +73,38 @@ static int try_keeper(int patience_ms)
 	return fd;
 }
 
-/* A keeper that was killed is replaced; the new one takes a moment to come, for which who has little
- * patience need not wait: a worker that only tells of itself is in the page, where the new one looks.
+/* A keeper that was killed is replaced; the new one takes a moment to come, for which a worker that
+ * only tells of itself need not wait: it is in the page, where the new one looks.
  */
-static int connect_keeper(int patience_ms)
+static int connect_keeper(enum fs_op op)
 {
-	const struct timespec pause = {.tv_nsec = PAUSE_MS * 1000000};
-	int pauses = patience_ms < FS_PATIENCE_MS ? 0 : patience_ms / PAUSE_MS;
-	int fd = try_keeper(patience_ms);
+	const struct timespec pause = {.tv_nsec = PAUSE_NS};
+	int fd = try_keeper();
 
 	if (fd >= 0 || errno != ECONNREFUSED)
 		return fd;
 	if (!fs_page) {
 		pid_t keeper = fs_keeper_anew();
 
-		for (int i = 0; fd < 0 && i < pauses && fs_alive(keeper, keeper, 0); i++) {
+		for (int i = 0; fd < 0 && i < PAUSES && fs_alive(keeper, keeper, 0); i++) {
 			nanosleep(&pause, NULL);
-			fd = try_keeper(patience_ms);
+			fd = try_keeper();
 		}
 		return fd;
 	}
 	if (!fs_page->keeper)
 		return fd;
 	fs_keeper_ensure();
-	for (int i = 0; i < pauses && fd < 0 && fs_alive(fs_page->keeper, fs_page->keeper, 0);
+	for (int i = 0; op != FS_OP_WORKER && fd < 0 && i < PAUSES &&
+			fs_alive(fs_page->keeper, fs_page->keeper, 0);
 	     i++) {
 		nanosleep(&pause, NULL);
-		fd = try_keeper(patience_ms);
+		fd = try_keeper();
 	}
-	if (fd < 0)
-		errno = ECONNREFUSED;
 	return fd;
 }
 
-static int ask_once(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd,
-		    int patience_ms)
+static int ask_once(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
 {
 	union {
 		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
@@ -113,7 +112,7 @@ static int ask_once(struct fs_request *request, int fd, struct fs_reply *reply, 
 	} control = {0};
 	struct iovec part = {.iov_base = request, .iov_len = sizeof(*request)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	int keeper = connect_keeper(patience_ms), error, result = -1;
+	int keeper = connect_keeper(request->op), error, result = -1;
 	struct cmsghdr *head;
 	ssize_t length;
 
@@ -156,13 +155,12 @@ static int ask_once(struct fs_request *request, int fd, struct fs_reply *reply, 
 /* One request and its reply; `page_fd` (or NULL) takes the first descriptor that comes back. Where
  * the keeper was killed before it answered, the one in its place is asked again.
  */
-static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd,
-	       int patience_ms)
+static int ask(struct fs_request *request, int fd, struct fs_reply *reply, int *page_fd)
 {
-	int result = ask_once(request, fd, reply, page_fd, patience_ms);
+	int result = ask_once(request, fd, reply, page_fd);
 
 	if (result < 0 && errno == ECONNRESET)
-		result = ask_once(request, fd, reply, page_fd, patience_ms);
+		result = ask_once(request, fd, reply, page_fd);
 	return result;
 }
 
@@ -250,7 +248,7 @@ int fs_keeper_join(struct listener *l, int flags)
 	struct fs_reply reply = {0};
 	int page_fd = -1, result;
 
-	result = ask(&request, l->fd, &reply, &page_fd, FS_PATIENCE_MS);
+	result = ask(&request, l->fd, &reply, &page_fd);
 	if (page_fd >= 0) {
 		if (!fs_page && (fs_page = map_page(page_fd)))
 			fs_forget_past();
@@ -266,10 +264,11 @@ int fs_keeper_join(struct listener *l, int flags)
 	return fs_page ? join_anonymous(l) : -1;
 }
 
-int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, int fd, int patience_ms)
+int fs_keeper_tell(enum fs_op op, struct listener *l, int slot, uint32_t worker, int fd)
 {
-	struct fs_request request = {.op = op, .listener = l->page_index, .slot = slot};
+	struct fs_request request = {
+		.op = op, .listener = l->page_index, .slot = slot, .worker = worker};
 	struct fs_reply reply = {0};
 
-	return ask(&request, fd, &reply, NULL, patience_ms);
+	return ask(&request, fd, &reply, NULL);
 }

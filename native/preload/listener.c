@@ -126,7 +126,7 @@ void fs_listener_forget(struct listener *l)
 	fs_private_close(l->origin, l->cookie);
 	l->fd = -1;
 	l->slot = SHARED;
-	l->siblings = l->stand_ins = l->denials = 0;
+	l->siblings = l->stand_ins = 0;
 	errno = saved;
 }
 
@@ -201,7 +201,6 @@ void fs_after_fork_in_child(void)
 		l->epfd = -1;
 		l->stand_ins = 0;
 		l->paused = 0;
-		fs_forget_denials(l);
 		fs_unclaimed++;
 	}
 }

@@ -46,11 +46,10 @@ static void ask_for_the_paused(struct fs_listener *pl)
 	}
 }
 
-/* From time to time, before a wait: let the slots of this thread know how long their queues are,
- * and the listener whether somebody left connections behind; ask again for what was denied. Returns
- * whether signals came meanwhile that the wait would have ended at, with errno.
+/* From time to time: let the slots of this thread know how long their queues are, and the
+ * listener whether somebody left connections behind.
  */
-int fs_settle(void)
+void fs_settle(void)
 {
 	int saved = errno;
 
@@ -58,8 +57,6 @@ int fs_settle(void)
 		struct listener *l = &fs_listeners[i];
 		struct stand_in *own;
 
-		if (l->fd >= 0 && l->denials)
-			fs_claim_again(l);
 		if (l->fd < 0 || l->slot < 0)
 			continue;
 		own = fs_stand_in(l, fs_last_epfd);
@@ -67,5 +64,4 @@ int fs_settle(void)
 		ask_for_the_paused(&fs_page->listener[l->page_index]);
 	}
 	errno = saved;
-	return fs_interrupted && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED);
 }

@@ -103,7 +103,7 @@ int fs_publish(struct listener *l, int slot, int fd)
 	struct fs_slot *ps = &pl->slot[slot];
 
 	if (pl->tier >= FS_TIER_SELECT) {
-		if (!ps->published && fs_keeper_tell(FS_OP_ADD, l, slot, fd, FS_PATIENCE_MS) < 0)
+		if (!ps->published && fs_keeper_tell(FS_OP_ADD, l, slot, 0, fd) < 0)
 			return -1;
 	} else if (l->own_reuseport) {
 		prefer_cpu(ps, fd);

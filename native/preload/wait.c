@@ -89,8 +89,6 @@ static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, int lis
 	int polls = op != EPOLL_CTL_DEL && event && event->events & EPOLLIN;
 	struct stand_in *own = fs_stand_in(l, epfd);
 
-	if (result == 0 && !own && l->denials)
-		fs_note_polled(l, epfd, op == EPOLL_CTL_DEL ? NULL : event);
 	if (result == 0 && own)
 		fs_pause(l, own->slot, !polls);
 	else if (result == 0 && l->slot >= 0 && l->epfd == epfd)
@@ -124,16 +122,14 @@ static inline int blocks_for(const struct timespec *timeout)
 	return !timeout || timeout->tv_sec || timeout->tv_nsec;
 }
 
-/* Returns whether the wait was interrupted before it began, with errno. */
-static inline int wait_begins(int blocks)
+static inline void wait_begins(int blocks)
 {
 	lean_wait_begins(blocks);
 	if (fs_worker) {
 		fs_worker->busy_since = 0;
 		if (unlikely(!(++fs_worker->waits % WAITS_TO_SETTLE)))
-			return fs_settle();
+			fs_settle();
 	}
-	return 0;
 }
 
 static inline void wait_ends(void)
@@ -148,8 +144,7 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
 	int result;
 
 	fs_last_epfd = epfd;
-	if (wait_begins(timeout != 0))
-		return -1;
+	wait_begins(timeout != 0);
 	fast_wait_begins(timeout == 0);
 	do
 		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
@@ -165,8 +160,7 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
 	int result;
 
 	fs_last_epfd = epfd;
-	if (wait_begins(timeout != 0))
-		return -1;
+	wait_begins(timeout != 0);
 	fast_wait_begins(timeout == 0);
 	do
 		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
@@ -182,8 +176,7 @@ EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max,
 	int result;
 
 	fs_last_epfd = epfd;
-	if (wait_begins(blocks_for(timeout)))
-		return -1;
+	wait_begins(blocks_for(timeout));
 	fast_wait_begins(!blocks_for(timeout));
 	do
 		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
@@ -209,8 +202,8 @@ static inline int poll_begins(const struct pollfd *fds, nfds_t count, int blocks
 		for (nfds_t i = 0; i < count; i++)
 			if (fds[i].events & POLLIN)
 				claim_polled(fds[i].fd);
-	if (wait_begins(blocks) ||
-	    (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED)))
+	wait_begins(blocks);
+	if (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED))
 		return 1;
 	fast_wait_begins(0);
 	return 0;
@@ -222,8 +215,8 @@ static inline int select_begins(int count, const fd_set *in, int blocks)
 		for (int fd = 0; fd < count; fd++)
 			if (FD_ISSET(fd, in))
 				claim_polled(fd);
-	if (wait_begins(blocks) ||
-	    (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED)))
+	wait_begins(blocks);
+	if (unlikely(fs_interrupted) && fs_was_interrupted(FS_INTERRUPTED | FS_RESTARTED))
 		return 1;
 	fast_wait_begins(0);
 	return 0;

@@ -29,7 +29,6 @@ class Rules:
     reserving_wants_help: bool = True  # and the others are asked to look at its queue
     help_stays: bool = True  # while there are orphans that no program passes over
     dead_holders_lose_the_lock: bool = True
-    sharers_help: bool = True  # a worker without a slot looks at orphans, too
 
 
 class Worker(NamedTuple):
@@ -142,10 +141,8 @@ def _works(state: State, me: int, rules: Rules) -> Iterator[State]:
         if state.closes and _can_lock(state, rules):
             closing = state._replace(closes=state.closes - 1, lock=me)
             yield _worker(closing, me, "leaving")
-    elif phase == "shares":
-        yield from _accepts(state, me, rules)
-        if _can_lock(state, rules) and any(slot.state != CLAIMED for slot in state.slots):
-            yield _worker(state._replace(lock=me), me, "locked")  # it asks again
+    elif phase == "shares" and state.slots[OWN].queue:
+        yield _slot(state, OWN, queue=state.slots[OWN].queue - 1)
     elif phase == "leaving":
         left = _slot(state, mine, state=ORPHAN, owner=NOBODY)._replace(help=True)
         for after in _hand_over(left, mine):
@@ -164,7 +161,7 @@ def _claims(state: State, me: int, rules: Rules) -> Iterator[State]:
         case "locked":
             yield _worker(_sweep(state), me, "swept")
         case "swept":
-            yield from _chooses(state, me, rules)
+            yield _chooses(state, me, rules)
         case "reserved":
             yield _worker(_slot(state, mine, listens=True), me, "listening")
         case "listening":
@@ -175,21 +172,15 @@ def _claims(state: State, me: int, rules: Rules) -> Iterator[State]:
             yield _worker(state._replace(lock=NOBODY), me, "polling")
 
 
-def _chooses(state: State, me: int, rules: Rules) -> Iterator[State]:
+def _chooses(state: State, me: int, rules: Rules) -> State:
     index = OWN if state.slots[OWN].state != CLAIMED else 1
-    denied = _worker(state._replace(lock=NOBODY), me, "shares", NOBODY)
     if state.slots[index].state == CLAIMED:
-        yield denied
-        return
+        return _worker(state._replace(lock=NOBODY), me, "shares", NOBODY)
     noted = state
-    # A socket that is to be published begins to listen only beside a keeper that answers.
-    if index != OWN and not state.slots[index].published and not state.keeper:
-        yield denied
-        noted = state = state._replace(keeper=True, noticed=True)  # or another one is started
     if rules.reserve_first:
         noted = _slot(state, index, state=ORPHAN)
         noted = noted._replace(help=state.help or rules.reserving_wants_help)
-    yield _worker(noted, me, "reserved", index)
+    return _worker(noted, me, "reserved", index)
 
 
 def _publishes(state: State, me: int) -> State:
@@ -206,17 +197,16 @@ def _publishes(state: State, me: int) -> State:
 
 def _accepts(state: State, me: int, rules: Rules) -> Iterator[State]:
     """A worker whose socket is readable looks at the queues of others first, if asked to."""
-    shares = state.workers[me].phase == "shares"
-    mine = OWN if shares else state.workers[me].slot
+    mine = state.workers[me].slot
     if not state.slots[mine].queue:
         return
-    if state.help and (rules.sharers_help or not shares):
+    if state.help:
         for index, slot in enumerate(state.slots):
             if index != mine and slot.state == ORPHAN and slot.queue:
                 yield _slot(state, index, queue=slot.queue - 1)
                 return
         orphans = any(slot.state == ORPHAN for slot in state.slots)
-        stays = rules.help_stays and orphans and (shares or not state.slots[mine].published)
+        stays = rules.help_stays and orphans and not state.slots[mine].published
         state = state._replace(help=stays)
     yield _slot(state, mine, queue=state.slots[mine].queue - 1)
 
@@ -266,13 +256,13 @@ def steps(state: State, rules: Rules) -> Iterator[State]:
         yield from _arrives(state)
 
 
-def complaint(state: State, rules: Rules) -> str:
+def complaint(state: State) -> str:
     """Return which invariant the state breaks, or an empty string.
 
     - A slot has at most one living owner, and one process at most holds the lock.
     - Nobody waits for ever for the lock: one who holds it lives, or can be relieved of it.
-    - A queued connection has an acceptor as soon as anybody polls, with a slot or sharing: its
-      slot's worker, one that was asked to help, or one that will be, since the page knows of it.
+    - A queued connection has an acceptor as soon as anybody polls: its slot's worker, one that was
+      asked to help, or one that will be, since the page knows of the queue.
     - With nothing left to do, a living keeper leaves no slot claimed by the dead.
     """
     owners = [
@@ -287,23 +277,20 @@ def complaint(state: State, rules: Rules) -> str:
     at_rest = all(each.phase in ("polling", "shares", "dead", "gone") for each in state.workers)
     if not at_rest or (state.keeper and (state.noticed or state.lock == KEEPER)):
         return ""
-    found = (_complaint_of_slot(state, index, rules) for index in range(len(state.slots)))
+    found = (_complaint_of_slot(state, index) for index in range(len(state.slots)))
     return next((each for each in found if each), "")
 
 
-def _complaint_of_slot(state: State, index: int, rules: Rules) -> str:
+def _complaint_of_slot(state: State, index: int) -> str:
     """The same for one slot, when nobody is about to do anything."""
     slot = state.slots[index]
     if slot.state == CLAIMED and not _owns(state, slot.owner, index) and state.keeper:
         return f"slot {index} is claimed by a dead worker for ever"
     # Of a claimed slot the program notices that nothing is accepted there, and asks for help.
-    phases = {each.phase for each in state.workers}
-    if slot.queue and phases & {"polling", "shares"}:
-        if slot.state == FREE and not (index == OWN and "shares" in phases):
+    if slot.queue and any(each.phase == "polling" for each in state.workers):
+        if slot.state == FREE:
             return f"connections wait on socket {index}, of which the page does not know"
-        if slot.state == ORPHAN and not ("polling" in phases or rules.sharers_help):
-            return f"connections wait on orphan {index}, at which who shares does not look"
-        if slot.state == ORPHAN and not state.help and not (index == OWN and "shares" in phases):
+        if slot.state == ORPHAN and not state.help:
             return f"connections wait on orphan {index}, and nobody was asked to help"
     return ""
 
