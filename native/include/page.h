@@ -17,7 +17,7 @@
 #include <linux/types.h>
 
 #define FS_PAGE_MAGIC 0x46534f434b504731ULL /* "FSOCKPG1" */
-#define FS_PAGE_VERSION 1
+#define FS_PAGE_VERSION 2
 
 #define FS_MAX_LISTENERS 64
 #define FS_MAX_SLOTS 256 /* per listener; a power of two, used as a mask */

@@ -14,6 +14,8 @@ static COLD int close_special(int fd)
 		errno = EBADF; /* as far as the application knows */
 		return -1;
 	}
+	if (fd_entry(fd)->kind == FD_CLIENT)
+		lean_shared(fd); /* the server may be told of a connection that says nothing */
 	if (l)
 		fs_listener_close(l);
 	else if (fd_entry(fd)->kind == FD_ALONE || fd_entry(fd)->kind == FD_CLIENT)

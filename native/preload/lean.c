@@ -104,6 +104,8 @@ void lean_release_all(enum fs_contradiction why)
 
 	if (!lean_thread.only || getpid() != fs_pid)
 		return; /* a child of vfork() may have closed them; its parent will see to it */
+	if (lean_fast_open) /* their SYN would wait for ever */
+		lean_clients_wait();
 	lean_unfold();
 	count = lean_thread.count;
 	lean_thread.count = 0;
@@ -216,7 +218,8 @@ int lean_option(struct fd_entry *entry, int fd, int level, int name, const void 
 	}
 	if (entry->lean & LEAN_HELD)
 		lean_release(entry, fd, FS_SET_OPTION);
-	if (level == SOL_SOCKET && name == SO_LINGER)
+	if ((level == SOL_SOCKET && name == SO_LINGER) ||
+	    (level == IPPROTO_TCP && name == TCP_ULP)) /* kernel TLS would keep its record open */
 		entry->lean = LEAN_PLAIN;
 	return 0;
 }

@@ -286,6 +286,8 @@ static inline void lean_shutting(int fd, int how)
 {
 	struct fd_entry *entry = how == SHUT_RD ? NULL : lean_connection(fd);
 
+	if (unlikely(fd_entry(fd)->kind == FD_CLIENT))
+		lean_shared(fd);
 	if (entry)
 		lean_judge_close(entry, fd, 0);
 }

@@ -92,13 +92,14 @@ void fs_hold_signals(struct fs_guard *guard)
 	be_left_alone(guard);
 }
 
-/* Let the signals in, and note what the wait would have done about them (signal(7)). */
+/* Let the signals in, and note what the wait would have done about them (signal(7)), beside what was
+ * noted of a claim before.
+ */
 void fs_release_signals(const struct fs_guard *guard)
 {
 	struct sigaction action;
 	sigset_t pending;
 
-	fs_interrupted = 0;
 	sigpending(&pending);
 	for (int signal = 1; signal < NSIG; signal++) {
 		if (sigismember(&pending, signal) != 1 ||
