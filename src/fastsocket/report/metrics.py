@@ -77,7 +77,7 @@ SCENARIOS = {
     "stall": "One worker stalls",
     "stall-burn": "One worker computes without end",
     "crash": "Workers are killed and the server reloads",
-    "soak": "Days of kills, reloads and load",
+    "soak": "Load for long, with kills and reloads",
     "keepalive": "Requests on connections that stay",
     "longlived": "Long-lived connections",
     "lean": "How late lean connections are",
