@@ -135,7 +135,8 @@ def test_lateness_of_lean_connections(monkeypatch):
     assert set(result.modes) == {"stock", "fastsocket"}
     for metrics in result.modes.values():
         assert len(metrics) == 8
-        assert all(abs(metric.median) < 1e6 for metric in metrics.values())
+        # The kernel's shortest timer is 40 ms.
+        assert all(abs(metrics[f"short_{phase}_p50_us"].median) < 30_000 for phase in lean.PHASES)
     assert not any("outlived" in note for note in result.notes)
 
 

@@ -7,6 +7,7 @@ answer, a second for an accept. Smaller delays are measured by `fastsocket bench
 """
 
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from fastsocket.bench.behaviours import BEHAVIOURS, SHORT, Behaviour, Scripted, 
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.scenarios.lean import Pair
 from fastsocket.bench.servers import Site
+from fastsocket.listen.layout import LEAN_PROOF
 from tests.apps.harness import Application, namespace
 
 pytestmark = pytest.mark.apps
@@ -27,7 +29,6 @@ STOCK, LEAN = 8080, 8081
 PAIRS = 8  # a forgotten promise is late each time, a busy machine only at times
 TIMER_S = 0.030  # what a forgotten promise costs at least, less what a busy machine does
 QUICK = [name for name, behaviour in BEHAVIOURS.items() if not behaviour.seldom]
-DEFERS = ["greets", "short", "health_check"]
 
 
 def pair_of(place: pytest.TempPathFactory, options: list[str]) -> Iterator[Pair]:
@@ -54,14 +55,14 @@ def means(pair: Pair) -> dict[str, str]:
     return {name: each["state"] for name, each in pair.listener()["lean"].items()}
 
 
-def expect_in_time(pair: Pair, name: str, behaviour: Behaviour, learned: bool = True) -> None:
-    """Compare pairs, each in that state, until one was in time."""
-    late = []
-    for _ in range(PAIRS):
+def expect_in_time(
+    pair: Pair, name: str, behaviour: Behaviour, learned: bool = True, pairs: int = PAIRS
+) -> None:
+    """Compare pairs, each in that state, until half of all were in time, or more were late."""
+    late: list[float] = []
+    while sum(each < TIMER_S for each in late) < pairs // 2:
         late += pair.late(behaviour, 1, learned)
-        if late[-1] < TIMER_S:
-            return
-    pytest.fail(f"{name}: {late}")
+        assert sum(each >= TIMER_S for each in late) <= pairs // 2, (name, late)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -78,7 +79,7 @@ def test_deferred_accept_is_not_for_all(pair: Pair) -> None:
 
 
 def test_silent_client(pair: Pair) -> None:
-    expect_in_time(pair, "silent", Behaviour(silence=1.2))
+    expect_in_time(pair, "silent", Behaviour(silence=0.3))
 
 
 def test_unread_input_does_not_cost_the_answer(pair: Pair) -> None:
@@ -89,6 +90,18 @@ def test_unread_input_does_not_cost_the_answer(pair: Pair) -> None:
         with socket.create_connection(("127.0.0.1", LEAN), timeout=15) as client:
             client.sendall(script(SHORT) + b"pipelined")
             assert client.recv(100) == b"hello"
+    assert means(pair)["hold"] == "on"
+
+
+def test_visits_teach_nothing(pair: Pair) -> None:
+    """A health check connects and leaves, with FIN or with a reset."""
+    pair.renew()
+    pair.learn()
+    for reset in (False, True) * 20:
+        with socket.create_connection(("127.0.0.1", LEAN), timeout=15) as client:
+            if reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert talk(LEAN).text == b"hello"
     assert means(pair)["hold"] == "on"
 
 
@@ -119,12 +132,14 @@ def test_alternating_for_long(pair: Pair) -> None:
     """A listener that changes its ways again and again is left alone."""
     pair.renew()
     pair.learn()
+    before = pair.listener()["lean"]["hold"]["drops"]
     for _ in range(3):
         for _ in range(64):
             assert talk(LEAN).text == b"hello"
         talk(LEAN, BEHAVIOURS["waits_before_close"])
     hold = pair.listener()["lean"]["hold"]
-    assert (hold["state"], hold["drops"], hold["need"]) == ("dropped", 1, 512), hold
+    drops = hold["drops"] - before
+    assert (hold["state"], drops, hold["need"]) == ("dropped", 1, 512), hold
 
 
 def test_deferred_accepts(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -134,7 +149,13 @@ def test_deferred_accepts(tmp_path_factory: pytest.TempPathFactory) -> None:
         pair.learn()
         assert means(pair) == {"defer": "on", "hold": "on", "ack": "on"}
         expect_in_time(pair, "visits", BEHAVIOURS["health_check"])
-        pair.late(BEHAVIOURS["greets"], 1, learned=True)
-        assert means(pair)["defer"] == "dropped"
-        assert pair.listener()["lean"]["defer"]["need"] is None
+        expect_in_time(pair, "silent", Behaviour(silence=1.2), pairs=2)
+        assert means(pair)["defer"] == "on"
+        (late,) = pair.late(BEHAVIOURS["greets"], 1, learned=True)
+        assert late < 5  # it is about one second, and a busy machine's share
+        for _ in range(LEAN_PROOF + 6):
+            assert talk(LEAN).text == b"hello"
+        defer = pair.listener()["lean"]["defer"]
+        assert (defer["state"], defer["need"]) == ("dropped", None)
+        assert defer["why"] == "it spoke before it read"
         expect_in_time(pair, "greets", BEHAVIOURS["greets"], learned=False)

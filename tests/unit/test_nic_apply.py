@@ -200,6 +200,31 @@ def test_a_full_disk_restores_everything(
     assert store.load("eth0") is None
 
 
+def test_a_full_disk_at_a_second_apply_is_said(
+    tg3: FakeHost, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills between the two times that the journal is written, and stays full."""
+    before = dict(tg3.values)
+    run(tg3, store, Request("short"))
+    applied, works = dict(tg3.values), iter([True, True])
+
+    def fsync(descriptor: int) -> None:
+        if not next(works, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", fsync)
+        with pytest.raises(
+            FastsocketError,
+            match=r"json cannot be written; .*everything is as before, but the journal .*No space",
+        ):
+            run(tg3, store, Request("long"))
+    assert tg3.values == applied
+    assert run(tg3, store).recovered
+    undo(tg3, store, "eth0")
+    assert tg3.values == before
+
+
 def test_what_cannot_be_restored_is_said_and_kept(tg3: FakeHost, store: Store) -> None:
     before = dict(tg3.values)
     run(tg3, store)

@@ -8,12 +8,13 @@ To review a change of the planner, write the plans anew with
 import importlib.util
 import time
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
 
 from fastsocket.cli.doctor import diagnosis_text
-from fastsocket.host.doctor import diagnose
+from fastsocket.host.doctor import Grade, diagnose
 from fastsocket.nic.changes import Request
 from fastsocket.nic.facts import HostFacts, load_facts
 from fastsocket.nic.plan import make_plan
@@ -57,6 +58,23 @@ def judged(host: str) -> str:
 @pytest.mark.parametrize("host", HOSTS)
 def test_verdict_is_the_reviewed_one(host: str) -> None:
     assert judged(host) == (GOLDEN / f"{host}.doctor.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind", "grade"),
+    [
+        ("veth", "virtual", Grade.GOOD),
+        ("", "loopback", Grade.GOOD),
+        ("tun", "virtual", Grade.UNKNOWN),
+        ("bridge", "bridge", Grade.UNKNOWN),
+    ],
+)
+def test_nothing_is_claimed_of_a_device_without_queues_of_a_card(
+    driver: str, kind: Literal["virtual", "loopback", "bridge"], grade: Grade
+) -> None:
+    facts = load_facts(GOLDEN / "container-veth.json")
+    nic = msgspec.structs.replace(facts.nics[0], driver=driver, kind=kind)
+    assert card_check(msgspec.structs.replace(facts, nics=(nic,))).grade is grade
 
 
 @pytest.mark.parametrize(("host", "profile"), CASES)

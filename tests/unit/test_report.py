@@ -11,14 +11,17 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastsocket.bench.modes import Mode
+from fastsocket.bench.scenarios import SCENARIOS
 from fastsocket.cli.report import command
 from fastsocket.errors import ConflictError, FastsocketError, UsageError
 from fastsocket.report.chart import Bar, Interval, Series, bar_chart, interval_chart, line_chart
 from fastsocket.report.chart import ticks as chart_ticks
-from fastsocket.report.metrics import compare, interval, number
+from fastsocket.report.metrics import HEADLINES, compare, interval, number
+from fastsocket.report.metrics import SCENARIOS as HEADINGS
 from fastsocket.report.results import load_results
 from fastsocket.report.sections import result_sections
-from fastsocket.report.tables import Cell, Table, markdown, metric_table
+from fastsocket.report.tables import Cell, Table, markdown, metric_table, mode_order
 
 pytestmark = pytest.mark.unit
 
@@ -70,6 +73,16 @@ def test_names_from_a_result_file_cannot_become_markup(tmp_path: Path) -> None:
     assert "<img" not in page
     assert "<b>" not in page
     assert "&lt;img src=x" in page
+
+
+def test_each_scenario_and_mode_has_its_place() -> None:
+    assert HEADINGS.keys() == SCENARIOS.keys()
+    assert HEADLINES.keys() == SCENARIOS.keys() - {"scale", "lean"}
+    assert all(name in SCENARIOS[scenario].metrics for scenario, name in HEADLINES.items())
+    order = mode_order(["other", *sorted(Mode)])
+    assert order[0] == "stock"
+    assert order[-2:] == ["fastsocket", "other"]
+    assert order.index("no-skb-defer") < order.index("fastsocket")
 
 
 def test_figures_reach_the_table_with_interval_and_verdict(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def arriving(
             return kernel_follows(netspace, device, cpus)
         case Mode.NO_EARLY_DEMUX:
             with netspace.entered():  # of this namespace alone, which ends with the run
-                _DEMUX.write_text("0")
+                _present(_DEMUX).write_text("0")
         case Mode.NO_SKB_DEFER:
             return _set(_DEFER, 0)
         case Mode.FASTSOCKET if rule:
@@ -60,8 +60,12 @@ def arriving(
 
 @contextmanager
 def kernel_follows(netspace: Netspace, device: str, cpus: Sequence[int]) -> Iterator[None]:
-    """Let RFS steer, for a block; its table of sockets is the host's."""
-    with _set(_FLOWS, max(int(_FLOWS.read_text()), _TABLE)):
+    """Let RFS steer, for a block; its table of sockets is the host's.
+
+    Raises:
+        MissingFeatureError: The kernel has no RFS.
+    """
+    with _set(_FLOWS, max(int(_present(_FLOWS).read_text()), _TABLE)):
         follow_readers(netspace, device, cpus, _TABLE)
         yield
 
@@ -82,6 +86,19 @@ def rule_follows(netspace: Netspace, device: str, cpus: Sequence[int]) -> Iterat
             devices.detach(device)
 
 
+def _present(sysctl: Path) -> Path:
+    """Return the path of a switch.
+
+    Raises:
+        MissingFeatureError: There is none of this name.
+    """
+    if not sysctl.exists():
+        raise MissingFeatureError(
+            f"{sysctl} is not there", "the kernel is older, or this is not its first namespace"
+        )
+    return sysctl
+
+
 @contextmanager
 def _set(sysctl: Path, value: int) -> Iterator[None]:
     """Set a value of the host's for a block.
@@ -89,12 +106,7 @@ def _set(sysctl: Path, value: int) -> Iterator[None]:
     Raises:
         MissingFeatureError: There is none of this name.
     """
-    try:
-        before = sysctl.read_text()
-    except FileNotFoundError as error:
-        raise MissingFeatureError(
-            f"{sysctl} is not there", "the kernel is older, or this is not its first namespace"
-        ) from error
+    before = _present(sysctl).read_text()
     append(f"bench sets {sysctl} from {before.strip()} to {value} for a while")
     try:
         sysctl.write_text(str(value))

@@ -82,7 +82,9 @@ def _send_file(connection: socket.socket, size: int) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(b"x" * size)
         file.flush()
-        assert os.sendfile(connection.fileno(), file.fileno(), 0, size) == size
+        sent = 0
+        while sent < size:
+            sent += os.sendfile(connection.fileno(), file.fileno(), sent, size - sent)
 
 
 def _write(connection: socket.socket, text: str, times: int = 1) -> None:
@@ -138,7 +140,10 @@ def serve(listener: socket.socket, flag: Path) -> None:
             connection.setblocking(True)
             if flag.exists():
                 connection.sendall(GREETING)
-            script = connection.recv(SCRIPT)
+            try:
+                script = connection.recv(SCRIPT)
+            except ConnectionResetError:  # as a health check may leave
+                continue
             for name, *arguments in json.loads(script or b"[]"):
                 STEPS[name](connection, *arguments)
         for copy in _kept:

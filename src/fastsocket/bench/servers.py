@@ -2,21 +2,21 @@
 """Real servers, configured the way each one's users run it on several cores.
 
 Every server answers ``GET /`` with 64 bytes and closes the connection. A server writes its files
-into a directory of the run and stays in the foreground; the mode decides only how it listens.
+into a directory of the run and stays in the foreground; the mode decides only how it listens. Those
+in Python have a module of their own, and so has where a server is, whose names are here, too.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from fastsocket.bench.modes import Mode
+from fastsocket.bench.python_servers import Granian, Gunicorn, Uvicorn
+from fastsocket.bench.site import ANSWER, CONNECTIONS, Site, Stall
 from fastsocket.errors import FastsocketError
 from fastsocket.native import native_file
 
@@ -31,63 +31,14 @@ __all__ = [
     "program",
 ]
 
-ANSWER = "0123456789abcdef" * 4
 # nginx's answer on a connection that it keeps, as it is configured here.
 KEPT_ANSWER_BYTES = len(
     "HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
     f"Content-Type: text/plain\r\nContent-Length: {len(ANSWER)}\r\n"
     f"Connection: keep-alive\r\n\r\n{ANSWER}"
 )
-# Below the hard limit of open files that containers usually get (4,096 or more).
-CONNECTIONS = 3000
-BACKLOG = 2048
-# Between two workers that granian replaces at a reload.
-RESPAWN_SECONDS = "0.2"
 # A user that is not root, whatever its name.
 NOBODY = 65534
-
-
-@dataclass(frozen=True)
-class Stall:
-    """One worker is away for `milliseconds` in every `every_milliseconds`.
-
-    It sleeps, or with `burn` it computes. nginx blocks in a write to `log`, a FIFO that the
-    scenario keeps full meanwhile: a log on a slow disk. Python servers sleep or compute in each
-    request for /slow.
-    """
-
-    milliseconds: int
-    every_milliseconds: int
-    burn: bool
-    log: Path
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where and how large: address and port to listen on, workers, and a directory for files.
-
-    `keep_alive` keeps connections open after the answer; `stall` makes one worker stall; `reloads`
-    is whether it must be able to reload; `cpus` are those that the workers are kept to (empty: all
-    that may be used); `capacity` is how many connections there must be room for; with a `backend`,
-    requests are passed on to that.
-    """
-
-    address: str
-    port: int
-    workers: int
-    directory: Path
-    keep_alive: bool = False
-    stall: Stall | None = None
-    reloads: bool = False
-    cpus: tuple[int, ...] = ()
-    capacity: int = CONNECTIONS
-    backend: tuple[str, int] | None = None
-
-    def file(self, name: str, text: str) -> Path:
-        """Write a file of the server and return its path."""
-        path = self.directory / name
-        path.write_text(text, encoding="ascii")
-        return path
 
 
 class Server(Protocol):
@@ -300,104 +251,6 @@ class Demo:
             times = f"{site.stall.milliseconds}/{site.stall.every_milliseconds}"
             stall = ["--stall", times, *(["--burn"] if site.stall.burn else [])]
         return [demo, *listen, *own, *keep, *stall]
-
-
-_APPLICATION = """\
-import time
-
-ANSWER = b"{answer}"
-HEADERS = [("content-type", "text/plain"), ("content-length", str(len(ANSWER)))]
-
-
-def burn(seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        pass
-
-
-def answer(path):
-    if path == "/slow":
-        {stall}({seconds})
-    return ANSWER
-
-
-def wsgi(environ, start_response):
-    start_response("200 OK", HEADERS)
-    return [answer(environ["PATH_INFO"])]
-
-
-async def asgi(scope, receive, send):
-    headers = [(name.encode(), value.encode()) for name, value in HEADERS]
-    body = answer(scope["path"])
-    await send({{"type": "http.response.start", "status": 200, "headers": headers}})
-    await send({{"type": "http.response.body", "body": body}})
-"""
-
-
-class Gunicorn:
-    """gunicorn with sync workers; its `--reuse-port` still shares one socket among workers."""
-
-    name = "gunicorn"
-    modes = (Mode.STOCK, Mode.FASTSOCKET)
-
-    def command(self, mode: Mode, site: Site) -> list[str]:
-        """See :class:`Server`."""
-        return [
-            *_module("gunicorn"),
-            *("--workers", str(site.workers), "--bind", f"{site.address}:{site.port}"),
-            *("--chdir", str(_application(site)), "--log-level", "warning", "bench_app:wsgi"),
-        ]
-
-
-class Granian:
-    """granian serving ASGI, an event loop in each worker; its workers share one socket."""
-
-    name = "granian"
-    modes = (Mode.STOCK, Mode.FASTSOCKET)
-
-    def command(self, mode: Mode, site: Site) -> list[str]:
-        """See :class:`Server`."""
-        keep = "--http1-keep-alive" if site.keep_alive else "--no-http1-keep-alive"
-        return [
-            *_module("granian"),
-            *("--interface", "asgi", "--workers", str(site.workers), keep),
-            # Idle connections count against the backpressure, whose default is 1,024 for all.
-            *("--backlog", str(BACKLOG), "--backpressure", str(site.capacity)),
-            *("--respawn-failed-workers", "--respawn-interval", RESPAWN_SECONDS),
-            *("--host", site.address, "--port", str(site.port), "--log-level", "warning"),
-            *("--working-dir", str(_application(site)), "bench_app:asgi"),
-        ]
-
-
-class Uvicorn:
-    """uvicorn serving ASGI; its workers share one socket."""
-
-    name = "uvicorn"
-    modes = (Mode.STOCK, Mode.FASTSOCKET)
-
-    def command(self, mode: Mode, site: Site) -> list[str]:
-        """See :class:`Server`."""
-        return [
-            *_module("uvicorn"),
-            *("--workers", str(site.workers), "--backlog", str(BACKLOG), "--lifespan", "off"),
-            *("--host", site.address, "--port", str(site.port), "--log-level", "warning"),
-            *("--no-access-log", "--app-dir", str(_application(site)), "bench_app:asgi"),
-        ]
-
-
-def _module(name: str) -> list[str]:
-    """Return the command of a Python server in this interpreter's environment."""
-    if importlib.util.find_spec(name) is None:
-        raise FastsocketError(f"{name} is not installed", todo=f"pip install {name}")
-    return [sys.executable, "-m", name]
-
-
-def _application(site: Site) -> Path:
-    """Write the application of the Python servers and return its folder."""
-    seconds = site.stall.milliseconds / 1000 if site.stall else 0
-    stall = "burn" if site.stall and site.stall.burn else "time.sleep"
-    text = _APPLICATION.format(answer=ANSWER, seconds=seconds, stall=stall)
-    return site.file("bench_app.py", text).parent
 
 
 HTTP_SERVERS: Mapping[str, Server] = {

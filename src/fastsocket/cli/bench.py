@@ -30,11 +30,11 @@ from fastsocket.bench.stores import SERVERS, server
 from fastsocket.bench.suite import Suite, run_suite
 from fastsocket.bench.table import print_result, span
 from fastsocket.errors import ConflictError, FastsocketError, UsageError
+from fastsocket.listen.layout import MAX_SLOTS
 
 __all__ = ["command"]
 
 INTERRUPTED = 130
-MOST_WORKERS = 256  # FS_MAX_SLOTS of native/include/page.h
 MOST_PIPELINED = 256
 ALL = "all"
 DEFAULT_DIRECTORY = Path("bench-results")
@@ -66,7 +66,7 @@ DEFAULT_DIRECTORY = Path("bench-results")
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1, MOST_WORKERS),
+    type=click.IntRange(1, MAX_SLOTS),
     help="Of the server (longlived, stall, crash, soak) [default: one for each CPU].",
 )
 @click.option("--cores", default="", help="Comma list of core counts (scale).")
@@ -94,7 +94,7 @@ DEFAULT_DIRECTORY = Path("bench-results")
     type=click.IntRange(1, MOST_PIPELINED),
     default=1,
     show_default=True,
-    help="Requests of a connection at once (redis, local).",
+    help="Requests of a connection at once (redis, redis-veth, kernel, local).",
 )
 @click.option("--full", is_flag=True, help="crash: all servers, until enough has happened.")
 @click.option(

@@ -189,13 +189,22 @@ class _Work:
                 f"and restoring failed: {next(iter(outcome.failed.values()))}",
                 f"run 'fastsocket nic undo -i {target}' when that is mended",
             ) from error
-        if journal is None:
-            self._store.remove(target)
-        else:
-            self._store.save(journal)
+        restored = "everything is as before"
+        try:
+            if journal is None:
+                self._store.remove(target)
+            else:
+                self._store.save(journal)
+        except FastsocketError as failure:
+            restored += (
+                f", but the journal could not be written ({failure.why}): "
+                f"the next 'fastsocket nic apply -i {target}' undoes earlier ones first"
+            )
+            if isinstance(error, KeyboardInterrupt):
+                raise FastsocketError("interrupted", "", restored) from failure
         if isinstance(error, KeyboardInterrupt):
             raise error
-        todo = "; ".join(part for part in (error.todo, "everything is as before") if part)
+        todo = "; ".join(part for part in (error.todo, restored) if part)
         raise type(error)(error.what, error.why, todo) from error
 
 

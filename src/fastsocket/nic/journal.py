@@ -119,7 +119,7 @@ class Store:
         """Write a journal so that it is whole and on disk when this returns.
 
         Raises:
-            FastsocketError: The disk is full or read-only; the file is as it was before.
+            FastsocketError: The disk is full or read-only; the file is whole, old or new.
         """
         path = self._path(journal.target)
         aside = path.with_suffix(".new")
@@ -131,15 +131,22 @@ class Store:
             aside.replace(path)
             self._sync()
         except OSError as error:
-            aside.unlink(missing_ok=True)
-            raise FastsocketError(
-                f"{path} cannot be written", str(error.strerror), "make room, or use --state"
-            ) from error
+            with contextlib.suppress(OSError):  # a disk that became read-only keeps it
+                aside.unlink()
+            raise _unwritten(path, error) from error
 
     def remove(self, target: str) -> None:
-        """Forget an interface."""
-        self._path(target).unlink(missing_ok=True)
-        self._sync()
+        """Forget an interface.
+
+        Raises:
+            FastsocketError: The disk is read-only.
+        """
+        path = self._path(target)
+        try:
+            path.unlink(missing_ok=True)
+            self._sync()
+        except OSError as error:
+            raise _unwritten(path, error) from error
 
     def _sync(self) -> None:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -147,3 +154,9 @@ class Store:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _unwritten(path: Path, error: OSError) -> FastsocketError:
+    return FastsocketError(
+        f"{path} cannot be written", str(error.strerror), "make room, or use --state"
+    )

@@ -77,8 +77,12 @@ SCENARIOS = {
     "stall": "One worker stalls",
     "stall-burn": "One worker computes without end",
     "crash": "Workers are killed and the server reloads",
+    "soak": "Load for long, with kills and reloads",
+    "keepalive": "Requests on connections that stay",
     "longlived": "Long-lived connections",
+    "lean": "How late lean connections are",
     "proxy": "Proxy with backend connections",
+    "proxy-rule": "Proxy with backend connections, packets steered by a rule",
     "redis": "Stores over loopback",
     "redis-veth": "Stores over veth",
     "kernel": "What the kernel's own features are worth",
@@ -94,16 +98,20 @@ HEADLINES = {
     "stall": "p99_us",
     "stall-burn": "p99_us",
     "crash": "lost",
+    "soak": "lost",
+    "keepalive": "rps",
     "longlived": "worker_cv",
     "proxy": "cps",
+    "proxy-rule": "cps",
     "redis": "rps",
     "redis-veth": "rps",
     "kernel": "rps",
     "local": "rps",
-    "steer": "ns_per_packet",
+    "steer": "ns_per_packet_rfd",
     "overhead": "instructions_per_conn",
 }
-"""The metric that answers a scenario's question."""
+"""The metric that answers a scenario's question. `scale` has a section of its own, and the figures
+of `lean` are differences about zero, whose ratio says nothing."""
 
 
 def metric_text(name: str) -> MetricText:

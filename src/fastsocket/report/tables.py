@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fastsocket.bench.law import Interval, Verdict
+from fastsocket.bench.modes import Mode
 from fastsocket.report.metrics import (
     SCENARIOS,
     compare,
@@ -30,7 +31,7 @@ __all__ = [
     "woken_table",
 ]
 
-_MODE_ORDER = ("stock", "reuseport", "rps", "rfs", "local", "fastsocket")
+_MODE_ORDER = tuple(mode.value for mode in Mode)
 _SUFFIX = {"us": " µs", "ns": " ns", "ms": " ms", "s": " s", "%": " %", "percent": " %"}
 """Units that are written behind a figure; others are in the metric's name."""
 
