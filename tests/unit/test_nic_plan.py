@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Properties of plans over random hosts, and the rules that they follow."""
 
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -269,3 +270,11 @@ def test_progress_is_silent_by_default(capsys: pytest.CaptureFixture[str]) -> No
     line = make_plan(load_facts(GOLDEN / "tg3-8-cores.json"), Request()).changes[0]
     silent(line.setting, line.new)
     assert capsys.readouterr() == ("", "")
+
+
+def test_facts_whose_cpus_are_no_list_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    text = (GOLDEN / "tg3-8-cores.json").read_text()
+    path.write_text(re.sub(r'"allowed": "[^"]*"', '"allowed": "abc"', text))
+    with pytest.raises(UsageError, match="holds no host facts"):
+        load_facts(path)

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from fastsocket.errors import UsageError
+from fastsocket.host.cpulist import parse_list
 from fastsocket.host.load import Load
 from fastsocket.host.topology import Topology
 
@@ -231,7 +232,8 @@ def load_facts(path: Path) -> HostFacts:
     """
     try:
         facts = msgspec.json.decode(path.read_bytes(), type=HostFacts)
-    except (OSError, msgspec.MsgspecError) as error:
+        parse_list(facts.allowed)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise UsageError(
             f"{path} holds no host facts", str(error), "write it with 'fastsocket nic show --save'"
         ) from error
