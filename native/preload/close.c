@@ -28,11 +28,13 @@ EXPORT int close(int fd)
 	struct fd_entry *entry = fd_entry(fd);
 
 	fast_closing(fd);
-	if (likely(entry->kind == FD_OTHER))
-		return NEXT(close)(fd);
-	if (unlikely(entry->kind != FD_CONNECTION))
-		return close_special(fd);
-	lean_closing(entry, fd);
+	if (!lean_ends(entry, fd)) {
+		if (likely(entry->kind == FD_OTHER))
+			return NEXT(close)(fd);
+		if (unlikely(entry->kind != FD_CONNECTION))
+			return close_special(fd);
+		lean_closing(entry, fd);
+	}
 	entry->kind = FD_OTHER;
 	fs_closed(entry);
 	return NEXT(close)(fd);

@@ -27,6 +27,7 @@
 #define lean_shared(fd) ((void)(fd))
 #define lean_relearn(l, pl) ((void)(l), (void)(pl))
 #define lean_opened(entry, l, pl) ((void)(entry), (void)(l), (void)(pl))
+#define lean_ends(entry, fd) 0
 #define lean_closing(entry, fd) ((void)(entry), (void)(fd))
 #define lean_shutting(fd, how) ((void)(fd), (void)(how))
 #define lean_takes_option(fd, level, name, value, len) 0
@@ -183,10 +184,10 @@ static inline int lean_is_request(const struct fd_entry *entry)
 	return likely(lean_stands(entry, 0, 0) && !lean_thread.only);
 }
 
-static inline ssize_t lean_requested(struct fd_entry *entry, int fd, ssize_t result)
+static inline ssize_t lean_requested(struct fd_entry *entry, ssize_t result)
 {
-	if (unlikely(result <= 0))
-		return lean_read_ends(fd, result);
+	if (unlikely(result <= 0)) /* its number again: no register has to keep that */
+		return lean_read_ends(entry - fs_fds, result);
 	entry->lean = LEAN_READ | LEAN_OWED;
 	lean_thread.only = entry;
 	return result;
@@ -228,16 +229,22 @@ static inline void lean_send_fin(int fd)
 #endif
 }
 
+static inline int lean_ends(const struct fd_entry *entry, int fd)
+{
+	if (!lean_stands(entry, LEAN_READ | LEAN_WROTE | LEAN_HELD, 1) ||
+	    unlikely(lean_thread.only != entry || entry->spawns != lean_spawns ||
+		     (uint32_t)lean_ticks() - entry->at > lean_slow_ticks))
+		return 0;
+	lean_send_fin(fd);
+	lean_thread.only = NULL;
+	return 1;
+}
+
+/* The close of a connection that did not go the short way. */
 static inline void lean_closing(struct fd_entry *entry, int fd)
 {
-	if (likely(lean_stands(entry, LEAN_READ | LEAN_WROTE | LEAN_HELD, 1) &&
-		   lean_thread.only == entry && entry->spawns == lean_spawns &&
-		   (uint32_t)lean_ticks() - entry->at <= lean_slow_ticks)) {
-		lean_send_fin(fd);
-		lean_thread.only = NULL;
-	} else if (!(entry->lean & LEAN_PLAIN)) {
+	if (!(entry->lean & LEAN_PLAIN))
 		lean_judge_close(entry, fd, 1);
-	}
 }
 
 /* A connection was accepted and its entry made. */

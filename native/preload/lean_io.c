@@ -17,24 +17,24 @@
 #include "epoll.h"
 
 /* What is off the short way is in functions of its own, so that this is short indeed. */
-#define READER(type, name, parameters, arguments)                               \
-	static __attribute__((noinline)) type any_##name parameters             \
-	{                                                                       \
-		lean_read_begins(fd);                                           \
-		return lean_read_ends(fd, NEXT(name) arguments);                \
-	}                                                                       \
-                                                                                \
-	EXPORT type name parameters                                             \
-	{                                                                       \
-		struct fd_entry *entry = &fs_fds[fd];                           \
-                                                                                \
-		if (unlikely((unsigned)fd >= fs_fd_count))                      \
-			return any_##name arguments;                            \
-		if (lean_is_request(entry))                                     \
-			return lean_requested(entry, fd, NEXT(name) arguments); \
-		if (!lean_concerns(entry))                                      \
-			return NEXT(name) arguments;                            \
-		return any_##name arguments;                                    \
+#define READER(type, name, parameters, arguments)                           \
+	static __attribute__((noinline)) type any_##name parameters         \
+	{                                                                   \
+		lean_read_begins(fd);                                       \
+		return lean_read_ends(fd, NEXT(name) arguments);            \
+	}                                                                   \
+                                                                            \
+	EXPORT type name parameters                                         \
+	{                                                                   \
+		struct fd_entry *entry = &fs_fds[fd];                       \
+                                                                            \
+		if (unlikely((unsigned)fd >= fs_fd_count))                  \
+			return any_##name arguments;                        \
+		if (lean_is_request(entry))                                 \
+			return lean_requested(entry, NEXT(name) arguments); \
+		if (!lean_concerns(entry))                                  \
+			return NEXT(name) arguments;                        \
+		return any_##name arguments;                                \
 	}
 
 FS_READ_HOOKS(READER)

@@ -30,7 +30,7 @@ def _count(place: Path, library: str, connections: int) -> int:
     ]  # fmt: skip
     variables = {"LD_PRELOAD": str(native_file(library))}
     with Application(command, PORT, accelerated=False, environment=variables) as app:
-        load = [native_file("fastsocket-load"), "-p", "1", "-c", "8", "-n", str(connections)]
+        load = [native_file("fastsocket-load"), "-p", "1", "-c", "1", "-n", str(connections)]
         subprocess.run([*load, f"127.0.0.1:{PORT}"], check=True, stdout=subprocess.DEVNULL)
         os.kill(app.pid, signal.SIGTERM)
         app.process.wait(PATIENCE_S)

@@ -34,7 +34,7 @@ def kernel_image() -> Path:
         pytest.skip("a virtio card with several queues needs root and /dev/net/tun")
     if not (Path(sys.executable).parent / "vng").exists():
         pytest.skip("virtme-ng is missing")
-    for image in sorted(Path("/boot").glob("vmlinuz-*"), reverse=True):
+    for image in sorted(Path("/boot").glob("vmlinuz-*")):
         version = image.name.removeprefix("vmlinuz-")
         if (Path("/lib/modules") / version / CARD_MODULE).is_dir():
             return image
@@ -66,7 +66,8 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env={**os.environ, "PATH": path},
     )
     result = shared / "result.json"
-    assert result.exists(), done.stdout[-2000:] + done.stderr[-2000:]
+    said = f"status {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert result.exists(), said
     found: dict[str, Any] = json.loads(result.read_text())
     assert "error" not in found, found["error"]
     return found
