@@ -15,14 +15,13 @@
 #define CPU_MASK (FS_MAX_CPUS - 1)
 #define WORKER_MASK (FS_MAX_WORKERS - 1)
 #define WINDOW_SHIFT 26 /* a window of load is 2^26 ns, about 67 ms */
-/* A slot's load: late (1 bit), by how much (6), queue (16), amount (32), slot (8); where connections
- * last: hung (1), by how much (6), amount (40), late by how much (8), slot (8).
+/* A slot's load: late (1 bit), how late (6), queue (16), amount (32), slot (8); where connections
+ * last: hung (1), how late (6), amount (40), how late (8), slot (8).
  */
 #define LATE (1ULL << 62)
 #define LATENESS_AT 56
-#define LATENESS 63ULL
-#define LATENESS_SHIFT 22 /* in units of 2^22 ns, about 4 ms */
-#define NEARLY (4ULL << LATENESS_AT) /* late workers that differ by less are late alike */
+#define NEARLY \
+	(2ULL << LATENESS_AT) /* workers late by less than two powers of two apart are late alike */
 #define QUEUE_AT 40
 #define AMOUNT_AT 8
 #define LASTING_AT 16
@@ -33,6 +32,13 @@
 #define FEW 2 /* live connections above the mean and its 128th part that any slot may have */
 #define HUNG_NS (1ULL << 28) /* a worker that is late by more gets no connection that lasts */
 #define SETTLE_NS (1ULL << 30) /* a worker that waits for so long has an empty queue */
+/* The patience with a worker, in 2^-16 of the threshold: how it begins and its least, and by what
+ * it grows and shrinks.
+ */
+#define PATIENCE_SHIFT 16
+#define PATIENCE (1U << PATIENCE_SHIFT)
+#define FIRST_PATIENCE (PATIENCE / 16)
+#define LEAST_PATIENCE (PATIENCE / 32)
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
 char LICENSE[] SEC("license") = "GPL";
@@ -73,11 +79,48 @@ static __always_inline __u64 held(const struct fs_slot *slot)
 	return (live > 0 ? live : 0) + queued(slot);
 }
 
-/* For how long the slot's worker has made no progress, 0 if it is not late: it has been away
- * from its wait for longer than the threshold, or connections wait and none was accepted for
- * that long.
+/* For how long a worker may be busy. */
+static __always_inline __u32 patience_with(const struct fs_slot *slot)
+{
+	__u32 patience = slot->patience ?: FIRST_PATIENCE;
+
+	return patience < PATIENCE ? patience : PATIENCE;
+}
+
+/* Whether a worker that has been busy since then is late. It is after the threshold, and sooner where
+ * it as a rule is back sooner: each time that it was taken for late and was not, the patience with
+ * it grows by half, and it wanes while that does not happen. `judged` is when the worker went
+ * that was last taken for late; its lowest bit tells that it was.
  */
-static __always_inline __u64 lateness(const struct fs_page *page, struct fs_slot *slot, __u64 now)
+static __always_inline int is_late(const struct fs_page *page, const struct fs_listener *listener,
+				   struct fs_slot *slot, __u64 since, __u64 age)
+{
+	__u32 patience = patience_with(slot), when = (__u32)since | 1;
+
+	if (age > page->stall_ns) {
+		if (slot->judged == when) {
+			slot->judged = when - 1;
+			slot->patience = patience - patience / 3;
+		}
+		return 1;
+	}
+	if (listener->by_live)
+		return 0;
+	if (slot->judged == when)
+		return 1;
+	if (age <= page->stall_ns * patience >> PATIENCE_SHIFT)
+		return 0;
+	slot->judged = when;
+	slot->patience = patience + patience / 2;
+	return 1;
+}
+
+/* For how long the slot's worker has made no progress, 0 if it is not late: it has been away
+ * from its wait for long, or connections wait and none was accepted for long.
+ */
+static __always_inline __u64 lateness(const struct fs_page *page,
+				      const struct fs_listener *listener, struct fs_slot *slot,
+				      __u64 now)
 {
 	const struct fs_worker *worker = &page->worker[slot->worker & WORKER_MASK];
 	__u64 since = worker->busy_since, accepted = slot->accepted;
@@ -90,7 +133,23 @@ static __always_inline __u64 lateness(const struct fs_page *page, struct fs_slot
 	} else if (!since || slot->seen_at < since) {
 		since = slot->seen_at;
 	}
-	return since && now > since && now - since > page->stall_ns ? now - since : 0;
+	return since && now > since && is_late(page, listener, slot, since, now - since) ?
+		       now - since :
+		       0;
+}
+
+/* How late a worker is: the power of two of that many nanoseconds, less than 64. */
+static __always_inline __u64 degree(__u64 late)
+{
+	__u64 power = 0;
+
+	for (int bits = 32; bits; bits >>= 1) {
+		if (late >> bits) {
+			late >>= bits;
+			power += bits;
+		}
+	}
+	return power;
 }
 
 /* The connections that wait for a late worker may be accepted by the others. */
@@ -103,7 +162,7 @@ static __always_inline void ask_for_help(struct fs_listener *listener, struct fs
 	}
 }
 
-static __always_inline __u32 in_window(const struct fs_slot *slot, __u64 epoch)
+static __always_inline __u32 in_window(const struct fs_slot *slot, __u32 epoch)
 {
 	return slot->epoch == epoch ? slot->window : 0;
 }
@@ -144,8 +203,8 @@ __noinline __u64 slot_load(__u32 index, __u64 now)
 	slot = &listener->slot[index];
 	if (slot->state != FS_SLOT_CLAIMED)
 		return UNCLAIMED | index;
-	late = lateness(page, slot, now);
-	by = late >> LATENESS_SHIFT < LATENESS ? late >> LATENESS_SHIFT : LATENESS;
+	late = lateness(page, listener, slot, now);
+	by = degree(late);
 	amount = amount_of(listener, slot, now) & AMOUNT;
 	if (listener->by_live) {
 		amount += late ? tolerance(amount) : 0;
@@ -229,7 +288,7 @@ static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_liste
 				    __u32 index, __u64 now, int spilled, int counts)
 {
 	struct fs_slot *slot = &listener->slot[index & SLOT_MASK];
-	__u64 epoch = now >> WINDOW_SHIFT;
+	__u32 epoch = now >> WINDOW_SHIFT, patience;
 	__u32 key = index & SLOT_MASK;
 
 	if (bpf_sk_select_reuseport(ctx, &fs_sockets, &key, 0))
@@ -241,6 +300,8 @@ static __always_inline int use_slot(struct sk_reuseport_md *ctx, struct fs_liste
 		slot->epoch = epoch;
 		slot->window = 0;
 		slot->quota = 0;
+		patience = patience_with(slot) - patience_with(slot) / 32;
+		slot->patience = patience > LEAST_PATIENCE ? patience : LEAST_PATIENCE;
 	}
 	slot->window++;
 	__sync_fetch_and_add(&slot->assigned, 1);
@@ -299,7 +360,7 @@ static __always_inline __u32 local_slot(const struct fs_page *page, struct fs_li
 		if (slot->state != FS_SLOT_CLAIMED)
 			continue;
 		*fallback = index;
-		late = lateness(page, slot, now);
+		late = lateness(page, listener, slot, now);
 		if (late) {
 			ask_for_help(listener, slot,
 				     late > HUNG_NS ? FS_HELP_ALWAYS : FS_HELP_EVENLY);

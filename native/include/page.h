@@ -17,7 +17,7 @@
 #include <linux/types.h>
 
 #define FS_PAGE_MAGIC 0x46534f434b504731ULL /* "FSOCKPG1" */
-#define FS_PAGE_VERSION 2
+#define FS_PAGE_VERSION 3
 
 #define FS_MAX_LISTENERS 64
 #define FS_MAX_SLOTS 256 /* per listener; a power of two, used as a mask */
@@ -99,13 +99,15 @@ struct fs_slot {
 	__u64 spilled; /* program: of these, from another CPU than the slot's */
 	__u64 seen_accepted; /* program: `accepted` at the last look */
 	__u64 seen_at; /* program: when `accepted` last moved or the queue was empty, in ns */
-	__u64 epoch; /* program: number of the window that `window` counts */
+	__u32 epoch; /* program: number of the window that `window` counts */
+	__u32 patience; /* program: how long its worker may be busy, in 2^-16 of stall_ns; 0 = not known */
 	__u32 window; /* program: connections sent here in this window */
 	__u32 quota; /* program: how many it may have before the mean is computed again */
-	__u32 help; /* program: enum fs_help, connections wait here for too long; shim: none do */
+	__u32 judged; /* program: when the worker went that was last found late, see select.bpf.c */
+	__u16 help; /* program: enum fs_help, connections wait here for too long; shim: none do */
+	__u16 forked; /* shim: 1 if its worker has forked since, so that a child may poll it too */
 	__u32 before; /* program: connections sent here in the window before */
 	__u32 left_in; /* lock: of an orphan: process in which its thread ended, 0 if that is gone */
-	__u32 forked; /* shim: 1 if its worker has forked since, so that a child may poll it too */
 } __attribute__((aligned(64)));
 
 /* What lean connections may do without; bits of fs_lean.on by number. */
@@ -183,7 +185,7 @@ struct fs_page {
 	__u32 size; /* keeper: sizeof(struct fs_page) */
 	__u32 policy; /* keeper: enum fs_policy */
 	__u32 listen_spawn; /* keeper: 0, 1 or 2 as in the 2014 module */
-	__u64 stall_ns; /* keeper: a worker busy for longer gets no new connections */
+	__u64 stall_ns; /* keeper: a worker busy for longer gets no new connections, if not for less */
 	__u32 slack; /* keeper: percent that a slot may be above the mean of a window */
 	__u32 spare_slots; /* keeper: siblings to bind before a fork or a change of user */
 	__u32 cpus; /* keeper: entries used in cpu_order */

@@ -27,6 +27,8 @@ GENERATION = 7
 PATIENCE_S = 10
 WINDOW_SHIFT = 26  # of the program's window of load
 HUNG_NS = 2**28  # of the program
+PATIENCE = 2**16  # of the program, the most; and how it begins
+FIRST_PATIENCE = PATIENCE // 16
 STALL_NS = Parameters().stall_us * 1000
 
 
@@ -113,6 +115,45 @@ def test_a_busy_worker_gets_nothing_beyond_the_threshold(group: Callable[..., Gr
     assert two.entry.slot[1].spilled == 5
     two.page.view.worker[0].busy_since = 0
     assert two.connect(CPUS[0]) == 0
+
+
+def test_the_patience_with_a_worker_grows_with_each_time_that_it_was_in_vain(
+    group: Callable[..., Group],
+) -> None:
+    two = group(2)
+    slot, worker = two.entry.slot[0], two.page.view.worker[0]
+    away_ns, chosen = STALL_NS // 8, []
+    while 0 not in chosen[-1:] and len(chosen) < 20:
+        worker.busy_since = time.monotonic_ns() - away_ns
+        chosen.append(two.connect(CPUS[0]))
+        worker.busy_since = 0
+        assert two.connect(CPUS[0]) == 0
+    assert chosen[0] == 1, "away for an eighth of the threshold, at first"
+    assert chosen[-1] == 0, "it comes back each time"
+    assert FIRST_PATIENCE < slot.patience <= PATIENCE
+
+
+def test_a_real_stall_leaves_the_patience_as_it_was(group: Callable[..., Group]) -> None:
+    two = group(2)
+    slot, worker = two.entry.slot[0], two.page.view.worker[0]
+    two.page.view.stall_ns = stall_ns = 400_000_000
+    slot.patience = FIRST_PATIENCE
+    worker.busy_since = time.monotonic_ns() - stall_ns // 2
+    assert two.connect(CPUS[0]) == 1
+    assert slot.patience == FIRST_PATIENCE * 3 // 2
+    time.sleep(stall_ns / 1e9)
+    assert {two.connect(CPUS[0]) for _ in range(3)} == {1}
+    assert slot.patience == FIRST_PATIENCE
+
+
+def test_the_patience_wanes(group: Callable[..., Group]) -> None:
+    two = group(2)
+    slot = two.entry.slot[0]
+    slot.patience = PATIENCE
+    for _ in range(5):
+        assert two.connect(CPUS[0]) == 0
+        time.sleep(2 ** (WINDOW_SHIFT + 1) / 1e9)
+    assert FIRST_PATIENCE < slot.patience < PATIENCE * (31 / 32) ** 3
 
 
 def test_a_worker_that_accepts_nothing_asks_for_help(group: Callable[..., Group]) -> None:

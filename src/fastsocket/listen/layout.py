@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 MAGIC = 0x46534F434B504731
-VERSION = 2
+VERSION = 3
 MAX_LISTENERS = 64
 MAX_SLOTS = 256
 MAX_WORKERS = 1024
@@ -141,13 +141,15 @@ class Slot(ctypes.Structure):
         ("spilled", c_uint64),
         ("seen_accepted", c_uint64),
         ("seen_at", c_uint64),
-        ("epoch", c_uint64),
+        ("epoch", c_uint32),
+        ("patience", c_uint32),
         ("window", c_uint32),
         ("quota", c_uint32),
-        ("help", c_uint32),
+        ("judged", c_uint32),
+        ("help", c_uint16),
+        ("forked", c_uint16),
         ("before", c_uint32),
         ("left_in", c_uint32),
-        ("forked", c_uint32),
     )
 
 
