@@ -55,6 +55,7 @@
 	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags)) \
+	HOOK(int, sendmmsg, (int fd, struct mmsghdr *messages, unsigned count, int flags), (fd, messages, count, flags)) \
 	HOOK(pid_t, vfork, (void), ())
 
 /* What makes an epoll instance. */

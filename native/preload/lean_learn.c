@@ -31,15 +31,26 @@ void lean_allow(void)
 	lean_fast_open = !!strstr(words, "fast-open");
 }
 
+/* How many requests may wait in SYNs, unless the application has said it. */
+static void open_fast(int fd)
+{
+	int opened = 0;
+	socklen_t length = sizeof(opened);
+
+	if (NEXT(getsockopt)(fd, IPPROTO_TCP, TCP_FASTOPEN, &opened, &length) < 0 || opened)
+		return;
+	opened = FAST_OPENED;
+	NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_FASTOPEN, &opened, sizeof(opened));
+}
+
 static void set_on_listener(int fd, unsigned on, unsigned own)
 {
 	int defer = !!(on & BIT(FS_MEANS_DEFER)), quick = !(on & BIT(FS_MEANS_ACK));
-	int opened = FAST_OPENED;
 
 	if (fd < 0)
 		return;
 	if (lean_fast_open)
-		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_FASTOPEN, &opened, sizeof(opened));
+		open_fast(fd);
 	if (lean_allowed & ~own & BIT(FS_MEANS_DEFER))
 		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &defer, sizeof(defer));
 	if (!(own & BIT(FS_MEANS_ACK)))

@@ -38,6 +38,14 @@ EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 }
 #endif
 
+EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+	for (unsigned i = 0; messages && i < count; i++)
+		if (unlikely(messages[i].msg_hdr.msg_controllen))
+			fs_passes(&messages[i].msg_hdr);
+	return NEXT(sendmmsg)(fd, messages, count, flags);
+}
+
 EXPORT int dup(int fd)
 {
 	lean_shared(fd);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Profiles: what is known to suit an application, each line with its reason."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,22 @@ class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: str
 
 
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A configuration file beside the profile, for a program that reads several."""
+
+    program: str
+    option: str
+    file: str
+    why: str
+
+
 class _ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The form of profiles/NAME.toml."""
 
     summary: str
     parameters: dict[str, _Choice] = {}
     advice: list[Advice] = []
+    settings: _Settings | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +56,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         parameters: Parameter -> value, only those that the profile decides.
         reasons: Parameter -> why.
         advice: Settings for the application's own configuration.
+        settings: Arguments that let the application read what the profile sets in its own
+            terms, before its own configuration and so overruled by it.
+        settings_program: The program that knows them, None if there are none.
     """
 
     name: str
@@ -52,6 +66,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any]
     reasons: dict[str, str]
     advice: tuple[Advice, ...]
+    settings: tuple[str, ...]
+    settings_program: str | None
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """Return `command` with the profile's settings, if it starts the program they are for."""
+        if Path(command[0]).name != self.settings_program:
+            return list(command)
+        return [command[0], *self.settings, *command[1:]]
 
 
 def profile_names() -> tuple[str, ...]:
@@ -77,4 +99,8 @@ def load_profile(name: str) -> Profile:
         parameters=values,
         reasons={key: choice.why for key, choice in form.parameters.items()},
         advice=tuple(form.advice),
+        settings=(form.settings.option, str(_PROFILES / form.settings.file))
+        if form.settings
+        else (),
+        settings_program=form.settings.program if form.settings else None,
     )

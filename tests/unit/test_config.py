@@ -138,6 +138,16 @@ def test_profile(name: str) -> None:
     checked(profile.parameters, name)
 
 
+def test_a_profile_adds_its_settings_before_the_applications_own() -> None:
+    profile = load_profile("haproxy")
+    command = ["/usr/sbin/haproxy", "-db", "-f", "own.cfg"]
+    option, file, *rest = profile.command(command)[1:]
+    assert (option, rest) == ("-f", command[1:])
+    assert "tune.listener.multi-queue off" in Path(file).read_text()
+    assert profile.command(["sh", "-c", "haproxy -db"]) == ["sh", "-c", "haproxy -db"]
+    assert load_profile("nginx").command(["nginx"]) == ["nginx"]
+
+
 @pytest.mark.parametrize("name", ["ngnix", "", "../profiles/nginx", "/etc/passwd"])
 def test_unknown_profile_lists_the_known(name: str) -> None:
     with pytest.raises(UsageError, match="known are granian, gunicorn, haproxy") as info:

@@ -73,7 +73,9 @@ def command(
     if profile is not None:
         from fastsocket.profile import load_profile  # its schema library is slow to import
 
-        parameters = checked(load_profile(profile).parameters, f"profile {profile}", parameters)
+        known = load_profile(profile)
+        parameters = checked(known.parameters, f"profile {profile}", parameters)
+        cmd = tuple(known.command(cmd))
     flags: dict[str, Any] = {}
     if listen_spawn is not None:
         flags["enable_listen_spawn"] = listen_spawn
