@@ -26,6 +26,7 @@ MEASURED = {
     "short-nginx-plain": "short --server nginx --runs 20 --run-options=--lean=off",
     "short-nginx-lean-client": f"short --server nginx --lean-client --runs 20 {TWO}",
     "short-haproxy": "short --server haproxy --runs 12",
+    "short-haproxy-profile": "short --server haproxy --runs 20 --run-options=--profile=haproxy",
     "short-haproxy-single-queue": "short --server haproxy-single-queue --runs 20",
     "short-lighttpd": "short --server lighttpd --runs 20",
     "short-gunicorn": f"short --server gunicorn --runs 20 {TWO}",
