@@ -449,19 +449,42 @@ struct task_struct {
 	struct files_struct *files;
 } __attribute__((preserve_access_index));
 
-/* splice() reads past what was redirected: its socket gets nothing more that way. All system calls
- * come by here; the tracepoint of this one alone would need tracefs and costs the others the same.
+/* splice() reads past what was redirected: its socket gets nothing more that way. What the number
+ * belongs to may be no socket; then what was read is no cookie of one that we know.
+ */
+static __always_inline int splices(struct sock *sk)
+{
+	struct fs_local *local = page();
+	struct end *end, *sender;
+	__u64 cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+
+	end = bpf_map_lookup_elem(&local_ends, &cookie);
+	if (!end || !local)
+		return 0;
+	sender = bpf_map_lookup_elem(&local_ends, &end->peer);
+	if (!sender || sender->peer_sock != (__u64)sk || sender->splices)
+		return 0;
+	sender->splices = 1;
+	count(&local->spliced);
+	return 0;
+}
+
+/* Costs nobody else anything; where the kernel has no BPF trampolines there is the next one. */
+SEC("fentry/tcp_splice_read")
+int fs_local_splice(__u64 *ctx)
+{
+	return splices(BPF_CORE_READ((struct socket *)ctx[0], sk));
+}
+
+/* All system calls come by here; the tracepoint of splice() alone would need tracefs and costs the
+ * others the same.
  */
 SEC("raw_tracepoint/sys_enter")
-int fs_local_splice(struct bpf_raw_tracepoint_args *ctx)
+int fs_local_splice_call(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct file **table, *file = NULL;
-	struct end *end, *sender;
 	struct task_struct *task;
-	struct fs_local *local;
 	struct socket *socket;
-	struct sock *sk;
-	__u64 cookie;
 	__u32 fd;
 
 	if (bpf_core_field_exists(struct pt_regs___x86, orig_ax)) {
@@ -474,22 +497,10 @@ int fs_local_splice(struct bpf_raw_tracepoint_args *ctx)
 		fd = BPF_CORE_READ((struct pt_regs___arm64 *)ctx->args[0], regs[0]);
 	}
 	task = (struct task_struct *)bpf_get_current_task();
-	local = page();
-	if (!local || fd >= BPF_CORE_READ(task, files, fdt, max_fds))
+	if (fd >= BPF_CORE_READ(task, files, fdt, max_fds))
 		return 0;
 	table = BPF_CORE_READ(task, files, fdt, fd);
 	bpf_probe_read_kernel(&file, sizeof(file), table + fd);
 	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
-	cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	/* If the file is no socket, what was read is no cookie of a socket that we know. */
-	end = bpf_map_lookup_elem(&local_ends, &cookie);
-	if (!end)
-		return 0;
-	sender = bpf_map_lookup_elem(&local_ends, &end->peer);
-	if (!sender || sender->peer_sock != (__u64)sk || sender->splices)
-		return 0;
-	sender->splices = 1;
-	count(&local->spliced);
-	return 0;
+	return splices(BPF_CORE_READ(socket, sk));
 }

@@ -152,14 +152,18 @@ static __always_inline __u64 degree(__u64 late)
 	return power;
 }
 
-/* The connections that wait for a late worker may be accepted by the others. */
+/* The connections that wait for a late worker may be accepted by the others. Asked again while they
+ * wait: who heard it first may have been unable to.
+ */
 static __always_inline void ask_for_help(struct fs_listener *listener, struct fs_slot *slot,
 					 __u32 help)
 {
-	if (slot->help < help && queued(slot)) {
+	if (!queued(slot))
+		return;
+	if (slot->help < help)
 		slot->help = help;
+	if (!listener->help)
 		listener->help = 1;
-	}
 }
 
 static __always_inline __u32 in_window(const struct fs_slot *slot, __u32 epoch)

@@ -22,6 +22,8 @@ from fastsocket.bench.process import spawn
 from fastsocket.bench.wires import finish_checksums, spread_packets, wire
 from fastsocket.host.cpulist import online_cpus
 from fastsocket.host.slices import local_slices
+from fastsocket.local.fastpath import FastPath
+from fastsocket.local.selftest import self_test
 from fastsocket.steer import device
 
 OPENER = Path(__file__).parents[1] / "apps/programs/opener.py"
@@ -104,6 +106,14 @@ def spread(cpus: tuple[int, ...]) -> dict[str, Any]:
     return {"cpus": seen["cpus"], "exits": status.exits}
 
 
+def past_tcp() -> dict[str, Any]:
+    """Return what the local fast path's self-test found, and what watches for splice()."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with FastPath(PORT) as fast:
+        watches = fast.watches
+    return {"failed": self_test().failed, "watches": watches}
+
+
 def guest() -> dict[str, Any]:
     if " cgroup2 " not in Path("/proc/mounts").read_text():
         subprocess.run(["mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"], check=True)
@@ -115,6 +125,7 @@ def guest() -> dict[str, Any]:
             "stock": delivered(probe, cpus, deliver=False),
             "rfd": delivered(probe, cpus, deliver=True),
             "hash": spread(cpus),
+            "past_tcp": past_tcp(),
         }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Receive flow deliver and a rule on the installed kernels, the oldest and the newest.
+"""Receive flow deliver, a rule and the local fast path on the oldest and newest installed kernel.
 
 The machine boots without KVM, so it tells what goes where, not how fast. FASTSOCKET_VM_CPUS=24
 gives it more CPUs than continuous integration has time for (`make soak`). Debian 12's own kernel
@@ -20,6 +20,7 @@ import pytest
 
 from fastsocket.bench.machine import Machine
 from fastsocket.errors import MissingFeatureError
+from fastsocket.local.fastpath import WATCHERS
 from fastsocket.steer.compile import compile_rule
 from fastsocket.steer.library import find_rule
 
@@ -86,3 +87,7 @@ def test_a_rule_uses_all_cpus(answer: dict[str, Any]) -> None:
     assert exits["redirected"] > CPUS
     assert not exits["unreachable"] + exits["no_cpu"] + exits["unfinished"]
     assert len(answer["hash"]["cpus"]) > CPUS // 2
+
+
+def test_the_local_fast_path_costs_no_other_system_call(answer: dict[str, Any]) -> None:
+    assert answer["past_tcp"] == {"failed": {}, "watches": WATCHERS[0]}

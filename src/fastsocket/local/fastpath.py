@@ -2,10 +2,12 @@
 """Loading the local fast path for one port, switching it off, and its counters."""
 
 import ctypes
+import itertools
 import mmap
 import os
 import socket
 import struct
+from contextlib import suppress
 from ctypes import c_uint64
 from enum import IntEnum
 from pathlib import Path
@@ -15,12 +17,14 @@ from fastsocket.bpf.libbpf import BpfError, BpfObject, Link
 from fastsocket.errors import MissingFeatureError
 from fastsocket.native import native_file
 
-__all__ = ["OBJECTS", "Counters", "FastPath", "Off", "cgroup_root"]
+__all__ = ["OBJECTS", "WATCHERS", "Counters", "FastPath", "Off", "cgroup_root"]
 
 # include/uapi/linux/bpf.h, enum bpf_attach_type
 BPF_SK_MSG_VERDICT = 7
 # Alike, but for what a message costs: native/bpf/local.bpf.c.
 OBJECTS = ("local-cast.bpf.o", "local.bpf.o")
+# What watches for splice(): the first costs nobody else anything, the second every system call.
+WATCHERS = ("fs_local_splice", "fs_local_splice_call")
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 
 
@@ -88,6 +92,9 @@ class FastPath:
             all of the host's.
         connections: How many may be taken at the same time, where not the program's own number.
 
+    Attributes:
+        watches: The one of `WATCHERS` that the kernel took.
+
     Raises:
         BpfError: The kernel refused the programs, or another program holds the cgroup alone.
         MissingFeatureError: There is no cgroup v2 hierarchy.
@@ -104,8 +111,6 @@ class FastPath:
         self._object = self._loaded(connections)
         try:
             self._attach()
-            # First who must be left out, then who is taken.
-            self._links.append(self._object.program("fs_local_splice").attach())
             handle = os.open(cgroup or cgroup_root(), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 program = self._object.program("fs_local_establish")
@@ -118,20 +123,27 @@ class FastPath:
             raise
 
     def _loaded(self, connections: int | None) -> BpfObject:
-        """Load the cheaper of the two objects that the kernel takes."""
-        for name in OBJECTS:
-            loaded = BpfObject(native_file(name))
-            try:
-                loaded.set_variable(0, struct.pack("=HxxxxxxQ", self.port, _netns_cookie()))
-                if connections is not None:
-                    loaded.resize_map("local_sockets", 2 * connections)
-                loaded.load()
-            except BpfError:
-                loaded.close()
-                if name == OBJECTS[-1]:
-                    raise
-            else:
-                break
+        """Load the cheapest that the kernel takes, and let it watch who must be left out."""
+        *cheaper, last = itertools.product(OBJECTS, WATCHERS)
+        for variant in cheaper:
+            with suppress(BpfError):
+                return self._watching(*variant, connections)
+        return self._watching(*last, connections)
+
+    def _watching(self, name: str, watcher: str, connections: int | None) -> BpfObject:
+        loaded = BpfObject(native_file(name))
+        try:
+            loaded.set_variable(0, struct.pack("=HxxxxxxQ", self.port, _netns_cookie()))
+            if connections is not None:
+                loaded.resize_map("local_sockets", 2 * connections)
+            for other in WATCHERS:
+                loaded.program(other).set_autoload(other == watcher)
+            loaded.load()
+            self._links.append(loaded.program(watcher).attach())
+        except BpfError:
+            loaded.close()
+            raise
+        self.watches = watcher
         return loaded
 
     def _attach(self) -> None:
