@@ -7,6 +7,7 @@ and are shown with their own host, after the others.
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ MEASURED = {
     "short-nginx": "short --server nginx --runs 20",
     "short-nginx-plain": "short --server nginx --runs 20 --run-options=--lean=off",
     "short-nginx-lean-client": f"short --server nginx --lean-client --runs 20 {TWO}",
+    "short-nginx-everything": (
+        f"short --server nginx --lean-client --runs 20 {TWO}"
+        " --run-options='--defer-accept --fast-epoll'"
+    ),
     "short-haproxy": "short --server haproxy --runs 12",
     "short-haproxy-profile": "short --server haproxy --runs 20 --run-options=--profile=haproxy",
     "short-haproxy-single-queue": "short --server haproxy-single-queue --runs 20",
@@ -74,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = []
     for name in [] if chosen.write else chosen.names or MEASURED:
         output = ["--force", "--output", str(RESULTS / f"{name}.json")]
-        if subprocess.call([*FASTSOCKET, "bench", *MEASURED[name].split(), *output]) != 0:
+        if subprocess.call([*FASTSOCKET, "bench", *shlex.split(MEASURED[name]), *output]) != 0:
             failed.append(name)
     files = [str(file) for file in order(list(RESULTS.glob("*.json")))]
     words = ["report", "--markdown", "--title", "Evaluation", "-o", str(DOCS / "evaluation.md")]

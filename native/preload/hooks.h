@@ -52,6 +52,7 @@
 /* What gives a descriptor a second owner. */
 #define FS_SHARE_HOOKS(HOOK) \
 	HOOK(int, dup, (int fd), (fd)) \
+	HOOK(int, fclose, (FILE *stream), (stream)) \
 	HOOK(int, fcntl, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags)) \

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /* The wrappers of what gives a descriptor a second owner: a copy, another process, another program. */
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -51,6 +52,17 @@ EXPORT int dup(int fd)
 	lean_shared(fd);
 	fast_shared(fd);
 	return NEXT(dup)(fd);
+}
+
+/* The C library's streams write and close in ways that we do not see. */
+EXPORT int fclose(FILE *stream)
+{
+	int saved = errno, fd = fileno(stream);
+
+	errno = saved;
+	lean_shared(fd);
+	fast_shared(fd);
+	return NEXT(fclose)(stream);
 }
 
 /* A definition by the name of a function whose declared parameters vary. */

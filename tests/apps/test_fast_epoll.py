@@ -151,6 +151,13 @@ def test_what_is_shared_is_left_alone(fast: Program, step: tuple[Any, ...]) -> N
     assert fast.calls(*REGISTERED, step, ("ctl", 0, DEL, 0, 0), ("close", 0)) == 2 + more
 
 
+def test_a_number_that_a_stream_gave_back(programs: tuple[Program, Program]) -> None:
+    steps = [*REGISTERED, ("replace", 0, 1), ("ctl", 0, MOD, 0, IN), ("wait", 0, 0)]
+    stock, fast = (program.run(steps) for program in programs)
+    assert fast == stock
+    assert stock[3] == "ENOENT"
+
+
 @pytest.mark.parametrize("wait", [("wait", 0, 1), ("poll", 0), ("handler", "poll", 0)])
 def test_waits_that_do_not_only_look(fast: Program, wait: tuple[Any, ...]) -> None:
     assert fast.calls(*REGISTERED, ("ctl", 0, DEL, 0, 0), wait, ("close", 0)) == 2
@@ -209,7 +216,7 @@ def steps() -> st.SearchStrategy[list[tuple[Any, ...]]]:
     life = st.tuples(st.sampled_from(["close", "close", "accept", "accept"]), each)
     rare = st.one_of(
         st.tuples(st.sampled_from(["dup", "pass_on"]), each),
-        st.tuples(st.just("over"), each, each),
+        st.tuples(st.sampled_from(["over", "replace"]), each, each),
         st.tuples(st.sampled_from(["poll", "dup_epoll", "close_epoll"]), epoll),
         st.tuples(st.just("nest"), st.sampled_from([IN, IN | ET])),
         st.just(("fork",)),
