@@ -90,4 +90,6 @@ def test_a_rule_uses_all_cpus(answer: dict[str, Any]) -> None:
 
 
 def test_the_local_fast_path_costs_no_other_system_call(answer: dict[str, Any]) -> None:
-    assert answer["past_tcp"] == {"failed": {}, "watches": WATCHERS[0]}
+    assert answer["past_tcp"]["watches"] == WATCHERS[0]
+    # Bytes in that queue are counted since Linux commit 929e30f93125; without, the path stays off.
+    assert set(answer["past_tcp"]["failed"]) <= {"FIONREAD"}
