@@ -39,6 +39,7 @@
 #define PATIENCE (1U << PATIENCE_SHIFT)
 #define FIRST_PATIENCE (PATIENCE / 16)
 #define LEAST_PATIENCE (PATIENCE / 32)
+#define LONG_NS 100000000ULL /* whoever sets a longer threshold does not want it sooner */
 #define MAX_PER_CPU 4 /* slots of one CPU that are looked at before the others */
 
 char LICENSE[] SEC("license") = "GPL";
@@ -100,11 +101,11 @@ static __always_inline int is_late(const struct fs_page *page, const struct fs_l
 	if (age > page->stall_ns) {
 		if (slot->judged == when) {
 			slot->judged = when - 1;
-			slot->patience = patience - patience / 3;
+			slot->patience -= slot->patience / 3;
 		}
 		return 1;
 	}
-	if (listener->by_live)
+	if (listener->by_live || page->stall_ns > LONG_NS)
 		return 0;
 	if (slot->judged == when)
 		return 1;

@@ -31,7 +31,7 @@ void lean_allow(void)
 	lean_fast_open = !!strstr(words, "fast-open");
 }
 
-/* How many requests may wait in SYNs, unless the application has said it. */
+/* How many requests may wait in SYNs, unless the application lets some. */
 static void open_fast(int fd)
 {
 	int opened = 0;

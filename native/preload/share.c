@@ -41,7 +41,7 @@ EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 
 EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 {
-	for (unsigned i = 0; messages && i < count; i++)
+	for (unsigned i = 0; messages && i < count && i < UIO_MAXIOV; i++) /* as the kernel does */
 		if (unlikely(messages[i].msg_hdr.msg_controllen))
 			fs_passes(&messages[i].msg_hdr);
 	return NEXT(sendmmsg)(fd, messages, count, flags);
@@ -58,10 +58,15 @@ EXPORT int dup(int fd)
 EXPORT int fclose(FILE *stream)
 {
 	int saved = errno, fd = fileno(stream);
+	struct fd_entry *entry = fd_entry(fd);
 
 	errno = saved;
 	lean_shared(fd);
 	fast_shared(fd);
+	if (entry->kind == FD_CONNECTION) {
+		entry->kind = FD_OTHER;
+		fs_closed(entry);
+	}
 	return NEXT(fclose)(stream);
 }
 

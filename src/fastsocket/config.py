@@ -50,7 +50,8 @@ class Parameters:
         enable_fast_epoll: 1 defers and merges epoll_ctl calls until the next wait.
         policy: How a new connection chooses its slot: `local` the CPU that received it, with
             spill; `spread` the least loaded; `hash` as the kernel does.
-        stall_us: A worker busy for longer counts as stalled, in microseconds.
+        stall_us: A worker busy for longer counts as stalled, in microseconds; up to 100,000 also
+            one busy for less, if it usually is back much sooner.
         slack: By how many percent a slot may exceed the mean of its listener, in new connections
             within 67 ms, before connections go elsewhere.
         lean: `auto` learns per listener which segments a connection can do without; `off`.

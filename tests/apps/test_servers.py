@@ -216,8 +216,10 @@ def _threads_that_serve(cpu: int) -> set[bytes]:
     return threads
 
 
-def test_haproxys_profile_keeps_connections_where_they_were_accepted(tmp_path: Path) -> None:
-    first, second = sorted(os.sched_getaffinity(0))[:2]
+def test_haproxys_profile_keeps_connections_where_they_were_accepted(
+    tmp_path: Path, cpus: list[int]
+) -> None:
+    first, second = cpus[:2]
     answer = 'http-request return status 200 content-type text/plain lf-string "thread %[thread]"'
     parameters = tmp_path / "fastsocket.toml"
     parameters.write_text("stall_us = 2000000\n")  # a worker that waits for its CPU is not late

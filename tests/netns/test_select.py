@@ -133,17 +133,27 @@ def test_the_patience_with_a_worker_grows_with_each_time_that_it_was_in_vain(
     assert FIRST_PATIENCE < slot.patience <= PATIENCE
 
 
-def test_a_real_stall_leaves_the_patience_as_it_was(group: Callable[..., Group]) -> None:
+@pytest.mark.parametrize("patience", [FIRST_PATIENCE, PATIENCE // 2])
+def test_a_real_stall_leaves_the_patience_as_it_was(
+    group: Callable[..., Group], patience: int
+) -> None:
     two = group(2)
     slot, worker = two.entry.slot[0], two.page.view.worker[0]
-    two.page.view.stall_ns = stall_ns = 400_000_000
-    slot.patience = FIRST_PATIENCE
-    worker.busy_since = time.monotonic_ns() - stall_ns // 2
+    two.page.view.stall_ns = stall_ns = 96_000_000
+    slot.patience = patience
+    worker.busy_since = time.monotonic_ns() - stall_ns * 3 // 4
     assert two.connect(CPUS[0]) == 1
-    assert slot.patience == FIRST_PATIENCE * 3 // 2
+    assert slot.patience == patience * 3 // 2
     time.sleep(stall_ns / 1e9)
     assert {two.connect(CPUS[0]) for _ in range(3)} == {1}
-    assert slot.patience == FIRST_PATIENCE
+    assert slot.patience == patience
+
+
+def test_a_long_threshold_is_never_shortened(group: Callable[..., Group]) -> None:
+    two = group(2)
+    two.page.view.stall_ns = stall_ns = 10**9
+    two.page.view.worker[0].busy_since = time.monotonic_ns() - stall_ns // 2
+    assert two.connect(CPUS[0]) == 0
 
 
 def test_the_patience_wanes(group: Callable[..., Group]) -> None:

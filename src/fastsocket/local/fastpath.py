@@ -25,6 +25,8 @@ BPF_SK_MSG_VERDICT = 7
 OBJECTS = ("local-cast.bpf.o", "local.bpf.o")
 # What watches for splice(): the first costs nobody else anything, the second every system call.
 WATCHERS = ("fs_local_splice", "fs_local_splice_call")
+# The cheapest first.
+VARIANTS = tuple(itertools.product(OBJECTS, WATCHERS))
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 
 
@@ -124,7 +126,7 @@ class FastPath:
 
     def _loaded(self, connections: int | None) -> BpfObject:
         """Load the cheapest that the kernel takes, and let it watch who must be left out."""
-        *cheaper, last = itertools.product(OBJECTS, WATCHERS)
+        *cheaper, last = VARIANTS
         for variant in cheaper:
             with suppress(BpfError):
                 return self._watching(*variant, connections)
@@ -140,7 +142,7 @@ class FastPath:
                 loaded.program(other).set_autoload(other == watcher)
             loaded.load()
             self._links.append(loaded.program(watcher).attach())
-        except BpfError:
+        except BaseException:
             loaded.close()
             raise
         self.watches = watcher
