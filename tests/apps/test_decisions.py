@@ -72,8 +72,10 @@ def connected(stack: ExitStack) -> socket.socket:
     return stack.enter_context(socket.create_connection(ADDRESS, timeout=10))
 
 
-def test_local_connections(cpus: list[int]) -> None:
-    with started() as app:
+def test_local_connections(tmp_path: Path, cpus: list[int]) -> None:
+    parameters = tmp_path / "fastsocket.toml"
+    parameters.write_text("stall_us = 2000000\n")  # a worker that waits for its CPU is not late
+    with started(("--config", str(parameters))) as app:
         settled(app, cpus)
         before = listener(app)["decisions"]
         who_serves(PORT, cpus[:2], 6)

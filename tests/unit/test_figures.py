@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The README's figures are those of docs/evaluation.md, and nobody typed them."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,4 +48,4 @@ def test_documents_show_results_in_the_order_of_measurement() -> None:
 
 @pytest.mark.parametrize("words", measure.MEASURED.values())
 def test_what_is_measured_can_be_called(words: str) -> None:
-    command.make_context("bench", [*words.split(), "--output", "x.json"])
+    command.make_context("bench", [*shlex.split(words), "--output", "x.json"])
