@@ -23,7 +23,7 @@ STORES = "--modes stock,rps,rfs,fastsocket"
 
 # Name of the result -> the words after `fastsocket bench`; the first stands in README.md.
 MEASURED = {
-    "short-nginx": "short --server nginx --runs 20",
+    "short-nginx": "short --server nginx --runs 40",
     "short-nginx-plain": "short --server nginx --runs 20 --run-options=--lean=off",
     "short-nginx-lean-client": f"short --server nginx --lean-client --runs 20 {TWO}",
     "short-nginx-everything": (
