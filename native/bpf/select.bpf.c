@@ -20,8 +20,7 @@
  */
 #define LATE (1ULL << 62)
 #define LATENESS_AT 56
-#define NEARLY \
-	(2ULL << LATENESS_AT) /* workers late by less than two powers of two apart are late alike */
+#define NEARLY (2ULL << LATENESS_AT) /* workers less than two powers of two apart are late alike */
 #define QUEUE_AT 40
 #define AMOUNT_AT 8
 #define LASTING_AT 16

@@ -10,7 +10,7 @@ import msgspec
 from fastsocket.config import checked, read_toml
 from fastsocket.errors import UsageError
 
-__all__ = ["Advice", "Profile", "load_profile", "profile_names"]
+__all__ = ["Advice", "Profile", "Settings", "load_profile", "profile_names"]
 
 _PROFILES = Path(__file__).parent / "profiles"
 
@@ -29,8 +29,11 @@ class _Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     why: str
 
 
-class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A configuration file beside the profile, for a program that reads several."""
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A configuration file beside the profile, for a program that reads several.
+
+    It is read before the application's own, which so overrules it.
+    """
 
     program: str
     option: str
@@ -44,7 +47,7 @@ class _ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     summary: str
     parameters: dict[str, _Choice] = {}
     advice: list[Advice] = []
-    settings: _Settings | None = None
+    settings: Settings | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +59,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         parameters: Parameter -> value, only those that the profile decides.
         reasons: Parameter -> why.
         advice: Settings for the application's own configuration.
-        settings: Arguments that let the application read what the profile sets in its own
-            terms, before its own configuration and so overruled by it.
-        settings_program: The program that knows them, None if there are none.
+        settings: What the profile sets in the application's own terms, None if nothing.
     """
 
     name: str
@@ -66,14 +67,14 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any]
     reasons: dict[str, str]
     advice: tuple[Advice, ...]
-    settings: tuple[str, ...]
-    settings_program: str | None
+    settings: Settings | None
 
     def command(self, command: Sequence[str]) -> list[str]:
         """Return `command` with the profile's settings, if it starts the program they are for."""
-        if Path(command[0]).name != self.settings_program:
+        own = self.settings
+        if own is None or Path(command[0]).name != own.program:
             return list(command)
-        return [command[0], *self.settings, *command[1:]]
+        return [command[0], own.option, str(_PROFILES / own.file), *command[1:]]
 
 
 def profile_names() -> tuple[str, ...]:
@@ -99,8 +100,5 @@ def load_profile(name: str) -> Profile:
         parameters=values,
         reasons={key: choice.why for key, choice in form.parameters.items()},
         advice=tuple(form.advice),
-        settings=(form.settings.option, str(_PROFILES / form.settings.file))
-        if form.settings
-        else (),
-        settings_program=form.settings.program if form.settings else None,
+        settings=form.settings,
     )
