@@ -10,7 +10,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -197,43 +196,6 @@ def test_haproxy_threads(tmp_path: Path, cpus: list[int], multi_queue: str) -> N
     command = haproxy(tmp_path, ANSWER, f"tune.listener.multi-queue {multi_queue}")
     with Application(command, PORT) as app:
         expect_workers(app, cpus, hello)
-        assert app.stop(signal.SIGUSR1) == 0
-
-
-def _threads_that_serve(cpu: int) -> set[bytes]:
-    """Open connections from a CPU, keep them, and return the threads that answer.
-
-    They are too few to be spread because they last.
-    """
-    threads = set()
-    with on_cpu(cpu), ExitStack() as stack:
-        for _ in range(3):
-            connection = stack.enter_context(
-                socket.create_connection(("127.0.0.1", PORT), timeout=PATIENCE_S)
-            )
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-            threads.add(connection.recv(4096).split()[-1])
-    return threads
-
-
-def test_haproxys_profile_keeps_connections_where_they_were_accepted(
-    tmp_path: Path, cpus: list[int]
-) -> None:
-    first, second = cpus[:2]
-    answer = 'http-request return status 200 content-type text/plain lf-string "thread %[thread]"'
-    parameters = tmp_path / "fastsocket.toml"
-    parameters.write_text("stall_us = 2000000\n")  # a worker that waits for its CPU is not late
-    options = ["--config", str(parameters)]
-    with Application(haproxy(tmp_path, answer), PORT, options=options) as app:
-        app.wait_for_slots(2)
-        assert len(_threads_that_serve(first)) == 2, "by default it hands connections on"
-        assert app.stop(signal.SIGUSR1) == 0
-    options += ["--profile", "haproxy"]
-    with Application(haproxy(tmp_path, answer), PORT, options=options) as app:
-        app.wait_for_slots(2)
-        served = _threads_that_serve(first), _threads_that_serve(second)
-        assert [len(threads) for threads in served] == [1, 1]
-        assert served[0] != served[1]
         assert app.stop(signal.SIGUSR1) == 0
 
 
