@@ -39,7 +39,7 @@ MEASURED = {
     "short-granian": f"short --server granian --runs 20 {TWO}",
     "keepalive-nginx": "keepalive --server nginx --runs 20 --modes stock,fastsocket",
     "overhead": "overhead --runs 5",
-    "stall-nginx": "stall --server nginx --runs 10 --seconds 4",
+    "stall-nginx": "stall --server nginx --runs 16 --seconds 4",
     "stall-demo": "stall --server demo --runs 6 --seconds 4",
     "stall-gunicorn": "stall --server gunicorn --runs 6 --seconds 4",
     "stall-granian": "stall --server granian --runs 6 --seconds 4",

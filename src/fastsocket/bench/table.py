@@ -22,6 +22,7 @@ LABELS = {
     "worker_cv": "worker spread (CV)",
     "worker_cv_renewed": "  half renewed (CV)",
     "p99_us_calm": "p99 us, no stall",
+    "p99_over_calm": "  p99 by that",
     "accepted_lost": "lost with a worker",
     "queued_lost": "lost in a queue",
     "rps": "requests/s",

@@ -51,6 +51,7 @@ _METRICS = {
     "p99_us": MetricText("Latency, 99th percentile", -1),
     "p999_us": MetricText("Latency, 99.9th percentile", -1),
     "p99_us_calm": MetricText("Latency, 99th percentile, no worker stalled", -1),
+    "p99_over_calm": MetricText("Latency, 99th percentile, stalled by not stalled", -1),
     "errors": MetricText("Errors that the client saw", -1),
     "lost": MetricText("Connections lost", -1),
     "accepted_lost": MetricText("Lost after a worker had accepted them", -1),
