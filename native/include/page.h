@@ -63,6 +63,12 @@ enum fs_fast_epoll {
 	FS_FAST_EPOLL_SHARED, /* its process forked, or began a program, when it had its epoll instance */
 };
 
+enum fs_pinned {
+	FS_PINNED_NOT = 0, /* by Fastsocket */
+	FS_PINNED_YES = 1,
+	FS_PINNED_NO_MORE = 2, /* other threads of its process do much of the work */
+};
+
 /* One thread that polls; one cache line, written by that thread alone. */
 struct fs_worker {
 	__u64 busy_since; /* shim: CLOCK_MONOTONIC in ns of the last return from a wait, 0 = polling */
@@ -71,7 +77,7 @@ struct fs_worker {
 	__u32 pid; /* lock: process, 0 = entry free */
 	__u32 tid; /* lock: thread */
 	__u32 cpu; /* lock: CPU that it runs on, FS_NO_CPU if not pinned */
-	__u32 pinned; /* lock: 1 if Fastsocket pinned it */
+	__u32 pinned; /* lock: enum fs_pinned */
 	__u64 opened; /* shim: connections whose port is of its CPU's slice */
 	__u64 borrowed; /* shim: connections that found no port there */
 	__u32 merged; /* shim: epoll_ctl calls that fast epoll did not make */

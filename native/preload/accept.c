@@ -38,7 +38,8 @@ static inline void opened(const struct fd_entry *entry, int slot, int connection
 	struct fs_slot *ps = page_slot(listener, slot);
 	struct fd_entry *new = &fs_fds[connection];
 
-	__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED);
+	if (unlikely(!(__atomic_fetch_add(&ps->accepted, 1, __ATOMIC_RELAXED) % FS_WEIGH_EACH)))
+		fs_weigh_threads();
 	if (unlikely((unsigned)connection >= fs_fd_count))
 		return; /* its close would not be seen */
 	__atomic_fetch_add(&ps->live, 1, __ATOMIC_RELAXED);

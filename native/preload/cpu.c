@@ -5,9 +5,12 @@
  */
 #include <errno.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fsocket.h"
+
+#define ENOUGH 4 /* times in a row that other threads were found busy, before a worker roams */
 
 /* Read once: a process that scribbles over the page must not change it between check and use, in
  * the keeper least of all.
@@ -95,7 +98,7 @@ int fs_unpin(void)
 {
 	int saved = errno, pinned;
 
-	pinned = fs_worker && fs_worker->pinned &&
+	pinned = fs_worker && fs_worker->pinned == FS_PINNED_YES &&
 		 sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity) == 0;
 	errno = saved;
 	return pinned;
@@ -139,7 +142,7 @@ static int move_worker(struct fs_listener *pl)
 		struct fs_worker *worker = fs_worker_of(&pl->slot[i]);
 
 		if (pl->slot[i].state != FS_SLOT_CLAIMED || pl->slot[i].cpu != fullest ||
-		    !worker->pinned || pin(worker, &one) < 0)
+		    worker->pinned != FS_PINNED_YES || pin(worker, &one) < 0)
 			continue;
 		worker->cpu = emptiest;
 		change_cpu(pl, i, emptiest);
@@ -154,7 +157,8 @@ static int move_worker(struct fs_listener *pl)
 void fs_level(struct fs_listener *pl)
 {
 	for (unsigned i = 0; i < pl->slots && i < FS_MAX_SLOTS; i++)
-		if (pl->slot[i].state == FS_SLOT_CLAIMED && fs_worker_of(&pl->slot[i])->pinned &&
+		if (pl->slot[i].state == FS_SLOT_CLAIMED &&
+		    fs_worker_of(&pl->slot[i])->pinned == FS_PINNED_YES &&
 		    fs_worker_of(&pl->slot[i])->cpu != pl->slot[i].cpu)
 			change_cpu(pl, i, fs_worker_of(&pl->slot[i])->cpu);
 	while (fs_page->listen_spawn == 2 && move_worker(pl))
@@ -170,7 +174,7 @@ uint32_t fs_choose_cpu(const struct fs_listener *pl, const struct fs_worker *wor
 	int fewest = FS_MAX_SLOTS + 1;
 	cpu_set_t allowed;
 
-	if (worker->cpu != FS_NO_CPU)
+	if (worker->cpu != FS_NO_CPU || worker->pinned == FS_PINNED_NO_MORE)
 		return worker->cpu;
 	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
 		return FS_NO_CPU;
@@ -204,7 +208,73 @@ void fs_pin_workers(struct fs_listener *pl)
 		CPU_SET(cpu, &one);
 		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
 		    !CPU_EQUAL(&one, &now) && pin(worker, &one) == 0)
-			worker->pinned = 1;
+			worker->pinned = FS_PINNED_YES;
 		worker->cpu = cpu;
 	}
+}
+
+/* Whether this thread is the only worker of its process. */
+static int is_alone(void)
+{
+	for (int i = 0; i < FS_MAX_WORKERS; i++) {
+		const struct fs_worker *worker = &fs_page->worker[i];
+
+		if (worker != fs_worker && worker->pid == fs_worker->pid &&
+		    fs_alive(worker->pid, worker->tid, worker->start))
+			return 0;
+	}
+	return 1;
+}
+
+/* Let the calling worker roam, and its slots serve no CPU. Whoever was about to move it is done when
+ * the locks were ours.
+ */
+static void lift(void)
+{
+	__atomic_store_n(&fs_worker->pinned, FS_PINNED_NO_MORE, __ATOMIC_RELAXED);
+	for (int i = 0; i < FS_MAX_LISTENERS; i++) {
+		struct fs_listener *pl = page_listener(i);
+		struct fs_guard guard;
+
+		fs_lock(&pl->lock, &guard);
+		fs_worker->cpu = FS_NO_CPU;
+		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
+			if (pl->slot[j].state == FS_SLOT_CLAIMED &&
+			    fs_worker_of(&pl->slot[j]) == fs_worker)
+				change_cpu(pl, j, FS_NO_CPU);
+		fs_unlock(&pl->lock, &guard);
+	}
+	sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
+}
+
+static uint64_t cpu_time(clockid_t clock)
+{
+	struct timespec time = {0};
+
+	clock_gettime(clock, &time);
+	return time.tv_sec * 1000000000ULL + time.tv_nsec;
+}
+
+/* A worker whose process does much of the work in other threads (it accepts and parses, they
+ * compute) is late for them where it may not go: each waits on that CPU for the other, beside one
+ * that may be idle. So it is pinned no more when for some time they took over half of what it took.
+ * Called at every FS_WEIGH_EACHth connection.
+ */
+COLD void fs_weigh_threads(void)
+{
+	static __thread uint64_t own_before, all_before;
+	static __thread int times;
+	int saved = errno;
+	uint64_t own, all;
+
+	if (!fs_worker || fs_worker->pinned != FS_PINNED_YES)
+		return;
+	own = cpu_time(CLOCK_THREAD_CPUTIME_ID);
+	all = cpu_time(CLOCK_PROCESS_CPUTIME_ID);
+	times = all - all_before > (own - own_before) * 3 / 2 && is_alone() ? times + 1 : 0;
+	if (times >= ENOUGH)
+		lift();
+	own_before = own;
+	all_before = all;
+	errno = saved;
 }

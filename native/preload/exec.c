@@ -3,7 +3,8 @@
  * A program that is given a listener goes on with it accelerated: a server that upgrades its binary
  * (nginx on USR2) gives the new one an environment of its own making, without what preloads us.
  * What it had at the start is added there, and only there: a program that gets no listener is
- * given the environment that it was to have. None is confined to the CPU that we pinned its parent to.
+ * given the environment that it was to have. No program, and no thread, is confined to the CPU that we
+ * pinned its parent to.
  */
 #include <fcntl.h>
 #include <stdlib.h>
@@ -156,6 +157,16 @@ EXPORT FILE *popen(const char *command, const char *type)
 	lean_spawn();
 	fast_spawns();
 	result = NEXT(popen)(command, type);
+	fs_pin_again(pinned);
+	return result;
+}
+
+EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
+			  void *(*start)(void *), void *argument)
+{
+	int pinned = fs_unpin(), result;
+
+	result = NEXT(pthread_create)(thread, attributes, start, argument);
 	fs_pin_again(pinned);
 	return result;
 }

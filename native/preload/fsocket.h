@@ -259,6 +259,8 @@ void fs_pin_workers(struct fs_listener *pl);
 void fs_level(struct fs_listener *pl);
 int fs_unpin(void);
 void fs_pin_again(int pinned);
+void fs_weigh_threads(void);
+#define FS_WEIGH_EACH 128 /* connections; a power of two */
 extern cpu_set_t fs_first_affinity; /* of the process, when it began */
 
 /* steer.c: how the kernel learns of a slot */

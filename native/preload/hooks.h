@@ -47,7 +47,8 @@
 	HOOK(int, posix_spawn, (pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, path, actions, attributes, argv, env)) \
 	HOOK(int, posix_spawnp, (pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes, char *const argv[], char *const env[]), (pid, file, actions, attributes, argv, env)) \
 	HOOK(int, system, (const char *command), (command)) \
-	HOOK(FILE *, popen, (const char *command, const char *type), (command, type))
+	HOOK(FILE *, popen, (const char *command, const char *type), (command, type)) \
+	HOOK(int, pthread_create, (pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument), (thread, attributes, start, argument))
 
 /* What gives a descriptor a second owner. */
 #define FS_SHARE_HOOKS(HOOK) \

@@ -74,7 +74,7 @@ extern int __register_atfork(void (*prepare)(void), void (*parent)(void), void (
 
 static void in_child(void)
 {
-	int pinned = fs_worker && fs_worker->pinned;
+	int pinned = fs_worker && fs_worker->pinned == FS_PINNED_YES;
 
 	fs_pid = getpid();
 	fs_era++;

@@ -141,14 +141,18 @@ REGISTERED = [("ctl", 0, ADD, 0, IN), ("wait", 0, 0)]
 
 @pytest.mark.parametrize(
     "step",
-    [("dup", 0), ("pass_on", 0), ("fork",), ("dup_epoll", 0), ("nest", IN), ("ctl", 1, ADD, 0, IN),
-     ("over", 0, 1)],
+    [("dup", 0), ("pass_on", 0), ("pass_with_second", 0), ("fork",), ("dup_epoll", 0), ("nest", IN),
+     ("ctl", 1, ADD, 0, IN), ("over", 0, 1)],
 )  # fmt: skip
 def test_what_is_shared_is_left_alone(fast: Program, step: tuple[Any, ...]) -> None:
     """The kernel would not forget it at the close, or others would not know."""
     more = step[0] in ("nest", "ctl")
     assert fast.calls(*REGISTERED, ("ctl", 0, DEL, 0, 0), step) == 2 + more
     assert fast.calls(*REGISTERED, step, ("ctl", 0, DEL, 0, 0), ("close", 0)) == 2 + more
+
+
+def test_both_messages_go(programs: tuple[Program, Program]) -> None:
+    assert [program.run([("pass_with_second", 0)]) for program in programs] == [[2], [2]]
 
 
 def test_a_number_that_a_stream_gave_back(programs: tuple[Program, Program]) -> None:

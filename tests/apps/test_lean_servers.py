@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
 LEAN = ("--lean", "auto")
 COUNTED = 20
 LEARNED = 80  # connections after which the request's lone ACK is saved
+FAST_OPENED = 256  # requests in SYNs that a listener lets wait
 DISTURBED = 0.05  # segments a connection that a busy machine's timers may add
 # What each comes to: six are TCP's, one is the client's ACK of the handshake. Granian answers from
 # another thread, so the request is acknowledged before; HAProxy leaves that ACK out by itself.
@@ -96,6 +97,18 @@ def test_fast_open(tmp_path: Path, setting: str, most: float) -> None:
         app.process.wait()
     assert (counts[1] - counts[0]) / 200 <= most + 3 * DISTURBED
     assert ("TCP Fast Open is off for servers" in said) == (setting == "1")
+
+
+def test_fast_open_as_the_application_has_it(tmp_path: Path) -> None:
+    """How many requests may wait in SYNs stays what the application said; others get a number."""
+    Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("3")
+    options = (*LEAN, "--fast-open")
+    for own, seen in ((0, FAST_OPENED), (5, 5)):
+        server = [sys.executable, str(PROGRAMS / "opens.py"), str(PORT), str(own)]
+        with Application(server, PORT, options=options) as app:
+            wait_until(lambda seen=seen: int(get()) == seen, "its number")
+            app.process.terminate()
+            app.process.wait()
 
 
 def test_fast_open_client_that_only_listens(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def enum_values(path: str, name: str, prefix: str) -> dict[str, int]:
         ("include/page.h", "fs_policy", "FS_POLICY_", layout.Policy),
         ("include/page.h", "fs_slot_state", "FS_SLOT_", layout.SlotState),
         ("include/page.h", "fs_means", "FS_MEANS_", layout.Means),
+        ("include/page.h", "fs_pinned", "FS_PINNED_", layout.Pinned),
         ("include/page.h", "fs_fast_epoll", "FS_FAST_EPOLL_", layout.FastEpoll),
         ("include/page.h", "fs_contradiction", "FS_", layout.Contradiction),
         ("include/keeper.h", "fs_op", "FS_OP_", protocol.Op),

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from fastsocket.bench.counters import busy_share
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.result import FORMAT, Core, Interval, Metric, Ratio, Result, describe_host
-from fastsocket.bench.scenario import Measurement, Scenario, Setup
+from fastsocket.bench.scenario import DIFFERENCE, Measurement, Scenario, Setup
 from fastsocket.bench.stats import interval, ratios
 from fastsocket.bench.trace import Trace
 from fastsocket.errors import FastsocketError
@@ -198,19 +198,20 @@ def tabulate(
     """Return the figures by mode and the ratios by pair of modes.
 
     Args:
-        metrics: Unit by metric.
+        metrics: Unit by metric. Those that end with `DIFFERENCE` have no ratios.
         tables: By mode, one measurement a round.
     """
     figures = {
         str(mode): {metric: _metric(runs, metric, unit) for metric, unit in metrics.items()}
         for mode, runs in tables.items()
     }
+    compared = [metric for metric, unit in metrics.items() if not unit.endswith(DIFFERENCE)]
     pairs = {
         f"{top}/{bottom}": {
-            metric: _ratio(tables[top], tables[bottom], metric) for metric in metrics
+            metric: _ratio(tables[top], tables[bottom], metric) for metric in compared
         }
         for top, bottom in _PAIRS
-        if top in tables and bottom in tables
+        if compared and top in tables and bottom in tables
     }
     return figures, pairs
 

@@ -22,6 +22,7 @@ from fastsocket.errors import FastsocketError
 
 __all__ = [
     "ADDRESS",
+    "DIFFERENCE",
     "SPARE",
     "Measurement",
     "RunningClient",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 ADDRESS = "127.0.0.1"
+# Ends the unit of what is a difference about zero: two of them have no ratio.
+DIFFERENCE = " later"
 # Connections that a server must have room for besides those of the load: tests, control, logs.
 SPARE = 100
 # Both ends of the client's own window are left out: starting up and draining are not the steady

@@ -83,6 +83,7 @@ def _show(console: Console, status: dict[str, Any]) -> None:
     if status.get("deliver"):  # a keeper from before an upgrade does not tell
         _show_deliver(console, status)
     _show_fast_epoll(console, status)
+    _show_roaming(console, status)
     for listener in status["listeners"]:
         _show_listener(console, listener)
 
@@ -97,6 +98,13 @@ def _show_fast_epoll(console: Console, status: dict[str, Any]) -> None:
     for state, why in NO_FAST_EPOLL.items():
         if states[state]:
             console.print(f"    off in {states[state]} of {len(workers)} workers: {why}")
+
+
+def _show_roaming(console: Console, status: dict[str, Any]) -> None:
+    workers = _slots(status)
+    if roaming := sum(slot.get("roams", False) for slot in workers):
+        words = f"{roaming} of {len(workers)} workers have no CPU of their own"
+        console.print(f"  {words}: other threads of theirs do much of the work")
 
 
 def _show_deliver(console: Console, status: dict[str, Any]) -> None:

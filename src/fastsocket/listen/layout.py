@@ -24,6 +24,7 @@ __all__ = [
     "Listener",
     "Means",
     "Page",
+    "Pinned",
     "Policy",
     "Slot",
     "SlotState",
@@ -100,6 +101,14 @@ class FastEpoll(IntEnum):
     ON = 1
     THREADS = 2
     SHARED = 3
+
+
+class Pinned(IntEnum):
+    """Whether Fastsocket keeps a worker on its CPU: no more, if its other threads are as busy."""
+
+    NOT = 0
+    YES = 1
+    NO_MORE = 2
 
 
 class Worker(ctypes.Structure):

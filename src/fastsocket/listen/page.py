@@ -16,7 +16,16 @@ from fastsocket.bpf.objects import map_by_id
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
 from fastsocket.listen import layout
-from fastsocket.listen.layout import NO_CPU, FastEpoll, Means, Page, Policy, SlotState, Tier
+from fastsocket.listen.layout import (
+    NO_CPU,
+    FastEpoll,
+    Means,
+    Page,
+    Pinned,
+    Policy,
+    SlotState,
+    Tier,
+)
 from fastsocket.listen.lean import lean_snapshot
 from fastsocket.listen.queues import Queue
 
@@ -110,7 +119,8 @@ def snapshot(
     (``spilled``), accepted from another worker's slot (``stolen``), and left to the kernel's hash
     because no worker polled (``passed``); its ``queue`` is what its slots have ``waiting`` and
     ``dropped`` in sum, and the longest ``unserved_ms``. A slot has ``slot``, ``pid``, ``tid``,
-    ``cpu`` (None if it serves none), ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``,
+    ``cpu`` (None if it serves none), ``cookie`` (of its socket, as ``ss -e`` shows it), ``pinned``
+    (by Fastsocket), ``roams`` (no more, because other threads of its process do much of the work),
     ``state``, ``accepted``, ``assigned``, ``spilled``, ``live``, ``waiting`` (in its accept queue;
     where the kernel does not tell, assigned and not yet accepted), ``backlog`` (as many may wait)
     and ``dropped`` (by that queue; both None where the kernel does not tell, this one also with
@@ -205,7 +215,8 @@ def _slot(
         "tid": worker.tid,
         "cookie": slot.cookie,
         "cpu": None if slot.cpu == NO_CPU else slot.cpu,
-        "pinned": bool(worker.pinned),
+        "pinned": worker.pinned == Pinned.YES,
+        "roams": worker.pinned == Pinned.NO_MORE,
         "state": _name(SlotState, slot.state),
         "accepted": slot.accepted,
         "assigned": slot.assigned,

@@ -32,7 +32,15 @@ __all__ = [
 ]
 
 _MODE_ORDER = tuple(mode.value for mode in Mode)
-_SUFFIX = {"us": " µs", "ns": " ns", "ms": " ms", "s": " s", "%": " %", "percent": " %"}
+_SUFFIX = {
+    "us": " µs",
+    "us later": " µs later",
+    "ns": " ns",
+    "ms": " ms",
+    "s": " s",
+    "%": " %",
+    "percent": " %",
+}
 """Units that are written behind a figure; others are in the metric's name."""
 
 _CALL_SITES = 10

@@ -22,6 +22,43 @@ FIRST, SECOND = 0, 1  # of the instances
 ADD = 1  # EPOLL_CTL_ADD
 
 
+class Buffer(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", ctypes.c_char_p), ("len", ctypes.c_size_t))
+
+
+class Rights(ctypes.Structure):
+    """struct cmsghdr, and the descriptor that it passes."""
+
+    _fields_ = (
+        ("len", ctypes.c_size_t),
+        ("level", ctypes.c_int),
+        ("type", ctypes.c_int),
+        ("fd", ctypes.c_int),
+    )
+
+
+class Message(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint32),
+        ("iov", ctypes.POINTER(Buffer)),
+        ("iovlen", ctypes.c_size_t),
+        ("control", ctypes.POINTER(Rights)),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class SentMessage(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (("header", Message), ("sent", ctypes.c_uint))
+
+
 class Event(ctypes.Structure):
     """struct epoll_event of x86-64 and of others."""
 
@@ -147,6 +184,21 @@ class World:
         socket.send_fds(ends[0], [b"x"], [self.fds[each]])
         self.copies += [end.detach() for end in ends]
         return "passed"
+
+    def pass_with_second(self, each: int) -> Any:
+        """The same with the second of the messages of one call."""
+        ends = socket.socketpair()
+        data = Buffer(b"x", 1)
+        length = Rights.fd.offset + Rights.fd.size
+        rights = Rights(length, socket.SOL_SOCKET, socket.SCM_RIGHTS, self.fds[each])
+        messages = (SentMessage * 2)()
+        for message in messages:
+            message.header.iov, message.header.iovlen = ctypes.pointer(data), 1
+        messages[1].header.control = ctypes.pointer(rights)
+        messages[1].header.controllen = ctypes.sizeof(rights)
+        result = told(libc.sendmmsg(ends[0].fileno(), messages, 2, 0))
+        self.copies += [end.detach() for end in ends]
+        return result
 
     def nest(self, events: int) -> Any:
         """The first instance becomes a member of the second."""

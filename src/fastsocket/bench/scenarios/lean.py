@@ -29,7 +29,14 @@ from fastsocket.bench.interrupt import check
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
 from fastsocket.bench.process import Greeting, Program, running_servers
-from fastsocket.bench.scenario import ADDRESS, Measurement, Setup, note_tier, site_directory
+from fastsocket.bench.scenario import (
+    ADDRESS,
+    DIFFERENCE,
+    Measurement,
+    Setup,
+    note_tier,
+    site_directory,
+)
 from fastsocket.bench.servers import Site
 from fastsocket.errors import FastsocketError, MissingFeatureError
 from fastsocket.listen.layout import LEAN_PROOF
@@ -160,7 +167,7 @@ class Lean:
     name = "lean"
     servers = (Scripted.name,)
     metrics = {  # noqa: RUF012  # a constant by the protocol's read-only property
-        f"{name}_{phase}_{figure}_us": "us"
+        f"{name}_{phase}_{figure}_us": f"us{DIFFERENCE}"
         for name in BEHAVIOURS
         for phase in PHASES
         for figure in ("p50", "p99")

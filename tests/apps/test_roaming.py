@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who is pinned to a CPU: a worker that does its work itself, not one whose threads do it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.apps.harness import (
+    PATIENCE_S,
+    PROGRAMS,
+    Application,
+    fastsocket_command,
+    say,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
+
+PORT = 8080
+WEIGHED = 128  # FS_WEIGH_EACH of native/preload/fsocket.h
+TIMES = 4  # ENOUGH of native/preload/cpu.c
+MANY = 2 * (TIMES + 2) * WEIGHED  # connections, of both workers
+
+
+def served(app: Application) -> int:
+    """Make some connections; return how many the worker has that got fewest."""
+    for _ in range(WEIGHED):
+        say(PORT, b"x")
+    return min(slot["accepted"] for slot in app.wait_for_slots(2))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one CPU nobody can roam")
+@pytest.mark.parametrize("who", ["self", "other"])
+def test_worker_whose_threads_work(who: str) -> None:
+    server = [sys.executable, PROGRAMS / "hands_over.py", str(PORT), who]
+    with Application(server, PORT) as app:
+        wait_until(lambda: say(PORT, b"x") and all(s["pinned"] for s in app.slots()), "both pinned")
+        wait_until(lambda: served(app) > MANY // 2, "many connections on each", 2 * PATIENCE_S)
+        slots = app.wait_for_slots(2)
+        text = subprocess.run(
+            fastsocket_command("status", str(app.pid)), check=True, capture_output=True, text=True
+        ).stdout
+        free = [os.sched_getaffinity(slot["tid"]) == os.sched_getaffinity(0) for slot in slots]
+        cpus = {slot["cpu"] for slot in slots}
+        others = [
+            os.sched_getaffinity(int(tid)) == os.sched_getaffinity(0)
+            for slot in slots
+            for tid in map(int, os.listdir(f"/proc/{slot['pid']}/task"))
+            if int(tid) != slot["tid"]
+        ]
+    roam = who == "other"
+    assert others == [True] * len(slots) * roam  # a pool's threads, begun by pinned ones
+    assert free == [roam] * 2
+    assert [(slot["roams"], slot["pinned"]) for slot in slots] == [(roam, not roam)] * 2
+    assert (cpus == {None}) == roam
+    assert ("2 of 2 workers have no CPU of their own" in text) == roam
