@@ -51,7 +51,7 @@ MEASURED = {
         "proxy --server nginx --runs 20 --modes stock,fastsocket"
         " --run-options='--defer-accept --fast-epoll'"
     ),
-    "proxy-haproxy": "proxy --server haproxy-single-queue --runs 12 --modes stock,fastsocket",
+    "proxy-haproxy": "proxy --server haproxy-single-queue --runs 20 --modes stock,fastsocket",
     "proxy-rule-nginx": "proxy-rule --server nginx --runs 12 --modes stock,fastsocket",
     "steer": "steer --runs 10",
     "local-redis": "local --server redis --runs 20",

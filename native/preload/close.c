@@ -14,11 +14,11 @@ static COLD int close_special(int fd)
 		errno = EBADF; /* as far as the application knows */
 		return -1;
 	}
-	if (fd_entry(fd)->kind == FD_CLIENT)
-		lean_shared(fd); /* the server may be told of a connection that says nothing */
 	if (l)
 		fs_listener_close(l);
-	else if (fd_entry(fd)->kind == FD_ALONE || fd_entry(fd)->kind == FD_CLIENT)
+	else if (fd_entry(fd)->kind == FD_CLIENT)
+		lean_client_closes(fd_entry(fd), fd);
+	else if (fd_entry(fd)->kind == FD_ALONE)
 		fd_entry(fd)->kind = FD_OTHER;
 	return NEXT(close)(fd);
 }
@@ -29,8 +29,10 @@ EXPORT int close(int fd)
 
 	fast_closing(fd);
 	if (!lean_ends(entry, fd)) {
-		if (likely(entry->kind == FD_OTHER))
+		if (likely(entry->kind == FD_OTHER)) {
+			lean_number_ends(entry);
 			return NEXT(close)(fd);
+		}
 		if (unlikely(entry->kind != FD_CONNECTION))
 			return close_special(fd);
 		lean_closing(entry, fd);
@@ -80,6 +82,8 @@ EXPORT int dup2(int from, int to)
 	fast_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
+	if (from != to)
+		lean_number_ends(fd_entry(to));
 	return NEXT(dup2)(from, to);
 }
 
@@ -91,5 +95,7 @@ EXPORT int dup3(int from, int to, int flags)
 	fast_shared(to);
 	if (unlikely(fd_entry(to)->kind != FD_OTHER))
 		make_room(from, to);
+	if (from != to)
+		lean_number_ends(fd_entry(to));
 	return NEXT(dup3)(from, to, flags);
 }

@@ -72,7 +72,7 @@ struct fd_entry {
 #ifdef FS_LEAN
 	uint16_t turn; /* lean_thread.turn when the application last wrote, or first read */
 	uint16_t spawns; /* lean_spawns when accepted */
-	uint32_t at; /* lean_ticks() of the last write */
+	uint32_t at; /* lean_ticks() of the last write; FD_CLIENT: the thread that owes an ACK */
 } __attribute__((aligned(32))); /* a power of two, which is found faster */
 #else
 };

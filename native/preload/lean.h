@@ -36,6 +36,9 @@
 #define lean_read_begins(fd) ((void)(fd))
 #define lean_read_ends(fd, result) (result)
 #define lean_polls(fd, op, event) ((void)(fd), (void)(op), (void)(event))
+#define lean_may_connect(entry, op, event) ((void)(entry), (void)(op), (void)(event))
+#define lean_number_ends(entry) ((void)(entry))
+#define lean_client_closes(entry, fd) ((void)(entry), (void)(fd))
 #define lean_wait_begins(blocks) ((void)(blocks))
 #define lean_may_sleep(why) ((void)(why))
 
@@ -49,7 +52,7 @@ enum lean_bits {
 	LEAN_OWED = 8, /* the request is not acknowledged */
 	LEAN_PLAIN = 16, /* does as it likes: nothing of ours any more */
 	LEAN_CORKED = 32, /* the application set TCP_CORK */
-	LEAN_POLLED = 64, /* of a client: it waits for the connection to be writable */
+	LEAN_POLLED = 64, /* of a client, or of what may become one: it waits to be writable */
 	LEAN_LEVEL = 128, /* and would be told so again and again */
 };
 
@@ -87,6 +90,7 @@ extern uint16_t lean_spawns; /* forks and execs: what was open then is shared fr
 extern uint32_t lean_slow_ticks;
 extern uint32_t lean_allowed; /* means that may be used, a bit for each */
 extern int lean_fast_open;
+extern int lean_low_water; /* some reads wait for more than a byte */
 
 /* lean.c: promises */
 void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why);
@@ -127,10 +131,13 @@ int lean_slowness(const struct fd_entry *entry);
 /* lean_client.c */
 int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 		 int (*next)(int, const struct sockaddr *, socklen_t));
-void lean_client_writes(struct fd_entry *entry);
+void lean_client_wrote(struct fd_entry *entry, int fd);
 void lean_client_reads(struct fd_entry *entry, int fd);
+void lean_client_read(struct fd_entry *entry, int fd);
+void lean_client_shared(struct fd_entry *entry, int fd);
+void lean_client_closes(struct fd_entry *entry, int fd);
 void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned events);
-void lean_clients_wait(void);
+void lean_clients_wait(int blocks);
 
 #pragma GCC visibility pop
 
@@ -266,12 +273,14 @@ static inline void lean_may_sleep(enum fs_contradiction why)
 		lean_release_all(why);
 }
 
-/* Before a wait for events; one that only looks leaves everything as it is. */
+/* Before a wait for events; one that only looks leaves a server's promises as they are. */
 static inline void lean_wait_begins(int blocks)
 {
 	lean_thread.turn += !!blocks;
 	if (unlikely(lean_thread.only) && blocks)
 		lean_before_wait();
+	else if (unlikely(lean_thread.only == LEAN_MANY))
+		lean_clients_wait(0);
 }
 
 /* Before an accept() that may sleep; on a slot of its own a worker finds something or returns. */
@@ -304,7 +313,26 @@ static inline int lean_takes_option(int fd, int level, int name, const void *val
 {
 	struct fd_entry *entry = lean_connection(fd);
 
+	if (unlikely(level == SOL_SOCKET && name == SO_RCVLOWAT)) {
+		lean_low_water = 1;
+		lean_shared(fd);
+	}
 	return entry && lean_option(entry, fd, level, name, value, len);
+}
+
+/* How a descriptor is polled that may be connected later: nginx begins with that. */
+static inline void lean_may_connect(struct fd_entry *entry, int op, const struct epoll_event *event)
+{
+	entry->lean = 0;
+	if (op != EPOLL_CTL_DEL && event && event->events & EPOLLOUT)
+		entry->lean = event->events & EPOLLET ? LEAN_POLLED : LEAN_POLLED | LEAN_LEVEL;
+}
+
+/* The number of a descriptor that was nothing to us will be another's. */
+static inline void lean_number_ends(struct fd_entry *entry)
+{
+	if (unlikely(entry->lean))
+		entry->lean = 0;
 }
 
 static inline void lean_polls(int fd, int op, const struct epoll_event *event)

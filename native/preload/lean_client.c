@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * The client's side: the ACK that ends the handshake rides with the request, where the processes
+ * The client's side: the ACK that ends the handshake rides with the request, and that of an answer
+ * which is read and closed in one turn rides with the FIN, where the processes
  * of this application were seen to send one first to that address. The kernel keeps it back
  * for 200 ms at most; it is sent before the thread waits for anything else than the connection to
- * be writable, and before it reads.
+ * be writable, and before it reads, unless that cannot wait.
+ *
+ * From the request on, the kernel delays the ACK of an answer, too: for 40 ms, which a server
+ * that writes it in two pieces (Nagle's algorithm) waits for. So that ACK is sent before the thread
+ * waits again, and at the request where the connection's reads may wait inside the kernel.
  *
  * With TCP Fast Open the SYN itself waits for the request, and it for ever: that is for processes
  * of one thread only, which cannot wait for an answer where we do not see it.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
@@ -17,14 +23,18 @@
 #include "lean.h"
 
 #define DESTINATIONS 64 /* a power of two; two that share an entry learn together */
+#define ASKED 4 /* waits during which a connect is asked after */
+#define DOUBT 4 /* connections that were written to first, which one weighs that perhaps was not */
 
 /* What was learned of an address and port. Threads may lose each other's steps, which only
  * makes learning longer.
  */
 static struct destination {
-	uint32_t proof, need;
+	uint32_t proof, need; /* while on, proof is what is left to doubt */
 	uint8_t on;
 } destinations[DESTINATIONS];
+
+int lean_low_water;
 
 extern char __libc_single_threaded __attribute__((weak)); /* since glibc 2.32 */
 
@@ -55,7 +65,11 @@ static int destination_of(const struct sockaddr *addr, socklen_t len)
 
 static void spoke_first(struct destination *to)
 {
-	if (!to->on && ++to->proof >= (to->need ?: FS_LEAN_PROOF))
+	uint32_t need = to->need ?: FS_LEAN_PROOF;
+
+	if (to->proof < need)
+		to->proof++;
+	if (to->proof == need)
 		to->on = 1;
 }
 
@@ -70,25 +84,56 @@ static void did_not(struct destination *to)
 	to->need = need * 8 < FS_LEAN_MOST_PROOF ? need * 8 : FS_LEAN_MOST_PROOF;
 }
 
-/* Send the ACK, or the SYN, and look no further. Before the handshake ended, nothing speaks
- * against the destination.
+/* The connection is there and was not written to in one turn of the thread's loop: it may have come
+ * after that turn had begun, which a busy thread sees in the next.
  */
-static void give_up(struct fd_entry *entry, int fd)
+static void doubt(struct destination *to)
 {
-	int saved = errno, one = 1;
+	if (to->proof < DOUBT)
+		did_not(to);
+	else
+		to->proof -= DOUBT;
+}
+
+static int tcp_state(int fd)
+{
 	struct tcp_info info = {0};
 	socklen_t size = sizeof(info);
+
+	return NEXT(getsockopt)(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0 ? -1 : info.tcpi_state;
+}
+
+/* Send the ACK, or the SYN, and look no further. Before the handshake ended, nothing speaks
+ * against the destination; after it, what `against` makes of that.
+ */
+static void give_up(struct fd_entry *entry, int fd, void (*against)(struct destination *))
+{
+	int saved = errno, one = 1, state;
 
 	entry->kind = FD_OTHER;
 	if (entry->lean & LEAN_OWED)
 		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
-	if (NEXT(getsockopt)(fd, IPPROTO_TCP, TCP_INFO, &info, &size) < 0)
-		;
-	else if (info.tcpi_state == TCP_SYN_SENT && lean_fast_open)
+	state = tcp_state(fd);
+	if (state == TCP_SYN_SENT && lean_fast_open)
 		NEXT(send)(fd, "", 0, MSG_DONTWAIT | MSG_NOSIGNAL);
-	else if (info.tcpi_state == TCP_ESTABLISHED)
-		did_not(&destinations[entry->slot]);
+	else if (state == TCP_ESTABLISHED)
+		against(&destinations[entry->slot]);
+	entry->lean = 0;
 	errno = saved;
+}
+
+/* The calling thread, in fd_entry.at: another may have the number in its list from before. */
+static uint32_t owner(void)
+{
+	return (uintptr_t)&lean_thread >> 4;
+}
+
+static void promise(int fd)
+{
+	fd_entry(fd)->at = owner();
+	lean_unfold();
+	lean_thread.client[lean_thread.clients++] = fd;
+	lean_fold();
 }
 
 /* connect(), the rest of which is done by `next`. */
@@ -97,6 +142,7 @@ int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 {
 	int to = addr ? destination_of(addr, len) : -1, zero = 0, one = 1, result, on;
 	struct fd_entry *entry = fd_entry(fd);
+	uint8_t polled = entry->lean & (LEAN_POLLED | LEAN_LEVEL); /* before it connects */
 
 	lean_may_sleep(FS_SLEPT);
 	if (to < 0 || entry == fd_entry(-1) || entry->kind != FD_OTHER)
@@ -113,22 +159,40 @@ int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 	*entry = (struct fd_entry){.kind = FD_CLIENT,
 				   .slot = to,
 				   .turn = lean_thread.turn,
-				   .lean = on ? LEAN_OWED : 0};
-	if (on) {
-		lean_unfold();
-		lean_thread.client[lean_thread.clients++] = fd;
-		lean_fold();
-	}
+				   .lean = polled | (on ? LEAN_OWED : 0)};
+	if (on)
+		promise(fd);
 	return result;
 }
 
-/* Before the connection's first write. */
-void lean_client_writes(struct fd_entry *entry)
+/* From now on the kernel acknowledges as it likes; what is owed is sent. */
+static void let_go(struct fd_entry *entry, int fd)
+{
+	int saved = errno, one = 1;
+
+	if (entry->lean & LEAN_OWED)
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
+	entry->kind = FD_OTHER;
+	entry->lean = 0;
+	errno = saved;
+}
+
+static int may_wait(int fd)
+{
+	return !(NEXT(fcntl)(fd, F_GETFL, NULL) & O_NONBLOCK);
+}
+
+/* After a write: the first says who speaks first. One that answers an answer goes on for longer. */
+void lean_client_wrote(struct fd_entry *entry, int fd)
 {
 	struct destination *to = &destinations[entry->slot & (DESTINATIONS - 1)];
 
-	entry->kind = FD_OTHER;
-	if (lean_thread.clients && lean_thread.client[lean_thread.clients - 1] == entry - fs_fds) {
+	if (entry->lean & LEAN_WROTE) {
+		if (entry->lean & LEAN_READ)
+			let_go(entry, fd);
+		return;
+	}
+	if (lean_thread.clients && lean_thread.client[lean_thread.clients - 1] == fd) {
 		lean_unfold(); /* one that never waits would fill the list */
 		lean_thread.clients--;
 		lean_fold();
@@ -137,12 +201,49 @@ void lean_client_writes(struct fd_entry *entry)
 		spoke_first(to);
 	else
 		to->proof = 0;
+	entry->lean |= LEAN_WROTE;
+	if (!(entry->lean & LEAN_OWED) || lean_low_water || may_wait(fd))
+		let_go(entry, fd);
 }
 
-/* Before it reads though it has not written. */
+/* After a read that brought data or the end, or before one that may wait. */
+void lean_client_read(struct fd_entry *entry, int fd)
+{
+	if (!(entry->lean & LEAN_WROTE))
+		give_up(entry, fd, did_not); /* the server spoke first */
+	else if (lean_thread.clients == LEAN_CLIENTS)
+		let_go(entry, fd);
+	else if (!(entry->lean & LEAN_READ))
+		promise(fd);
+	entry->lean |= LEAN_READ;
+}
+
+/* Another gets it, too, or it is used in a way that we do not follow. */
+void lean_client_shared(struct fd_entry *entry, int fd)
+{
+	if (entry->lean & LEAN_WROTE)
+		let_go(entry, fd);
+	else
+		give_up(entry, fd, did_not);
+}
+
+/* It will be closed; before it wrote, the server may be told of a connection that says nothing. */
+void lean_client_closes(struct fd_entry *entry, int fd)
+{
+	if (!(entry->lean & LEAN_WROTE))
+		give_up(entry, fd, did_not);
+	entry->kind = FD_OTHER;
+	entry->lean = 0;
+}
+
+/* Before a read. One that only looks, before the first write, is HAProxy's way: a write or a wait
+ * comes next.
+ */
 void lean_client_reads(struct fd_entry *entry, int fd)
 {
-	give_up(entry, fd);
+	if (!(entry->lean & LEAN_WROTE) &&
+	    (!(entry->lean & LEAN_POLLED) || lean_fast_open || may_wait(fd)))
+		give_up(entry, fd, did_not);
 }
 
 /* It polls the connection for that; without EPOLLOUT it waits for the server. An edge counts for
@@ -150,16 +251,37 @@ void lean_client_reads(struct fd_entry *entry, int fd)
  */
 void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned events)
 {
+	if (entry->lean & LEAN_WROTE)
+		return;
 	if (polls && events & EPOLLOUT)
 		entry->lean |= events & EPOLLET ? LEAN_POLLED : LEAN_POLLED | LEAN_LEVEL;
 	else if (polls)
-		give_up(entry, fd);
+		give_up(entry, fd, did_not);
 	else
 		entry->lean &= ~(LEAN_POLLED | LEAN_LEVEL);
 }
 
-/* The thread will wait: for the connection to be writable, if that is what it asked for. */
-void lean_clients_wait(void)
+/* Whether an edge is still to come, or may be: then the wait that follows ends with it at once. One
+ * that came before is not told again. A connect that takes longer is not asked after for ever.
+ */
+static int edge_to_come(const struct fd_entry *entry, int fd)
+{
+	uint16_t waits = lean_thread.turn - entry->turn;
+
+	return waits == 1 || (waits <= ASKED && !lean_fast_open && tcp_state(fd) == TCP_SYN_SENT);
+}
+
+/* Whether the thread may wait, or look, for events and owe that ACK: if what it waits for is the
+ * connection to be writable.
+ */
+static int may_owe(const struct fd_entry *entry, int fd, int blocks)
+{
+	return !blocks || entry->lean & LEAN_LEVEL ||
+	       (entry->lean & LEAN_POLLED && edge_to_come(entry, fd));
+}
+
+/* The thread will wait, or only look, for events. */
+void lean_clients_wait(int blocks)
 {
 	unsigned count = lean_thread.clients, kept = 0;
 
@@ -169,14 +291,18 @@ void lean_clients_wait(void)
 	for (unsigned i = 0; i < count; i++) {
 		int fd = lean_thread.client[i];
 		struct fd_entry *entry = fd_entry(fd);
+		unsigned bits = entry->lean;
 
-		if (entry->kind != FD_CLIENT || !(entry->lean & LEAN_OWED))
+		if (entry->kind != FD_CLIENT || !(bits & LEAN_OWED) || entry->at != owner())
 			continue;
-		if (entry->lean & LEAN_LEVEL ||
-		    (entry->lean & LEAN_POLLED && (uint16_t)(lean_thread.turn - entry->turn) == 1))
+		if (bits & LEAN_READ)
+			let_go(entry, fd);
+		else if (bits & LEAN_WROTE)
+			continue; /* nothing is owed before the answer */
+		else if (may_owe(entry, fd, blocks))
 			lean_thread.client[kept++] = fd;
 		else
-			give_up(entry, fd);
+			give_up(entry, fd, bits & LEAN_POLLED ? doubt : did_not);
 	}
 	lean_thread.clients = kept;
 	lean_fold();

@@ -34,6 +34,8 @@ ssize_t lean_read_ends(int fd, ssize_t result)
 {
 	struct fd_entry *entry = lean_connection(fd);
 
+	if (fd_entry(fd)->kind == FD_CLIENT && result >= 0)
+		lean_client_read(fd_entry(fd), fd);
 	if (!entry || entry->lean & LEAN_READ)
 		return result;
 	if (result == 0)
@@ -66,8 +68,6 @@ int lean_write_begins(int fd, int flags)
 {
 	struct fd_entry *entry = fd_entry(fd);
 
-	if (entry->kind == FD_CLIENT)
-		lean_client_writes(entry);
 	if (lean_thread.only && lean_thread.only != entry)
 		lean_before_io(fd, 1);
 	entry = lean_connection(fd);
@@ -132,6 +132,8 @@ ssize_t lean_write_ends(int fd, ssize_t result, int held)
 {
 	struct fd_entry *entry = lean_connection(fd);
 
+	if (fd_entry(fd)->kind == FD_CLIENT && result > 0)
+		lean_client_wrote(fd_entry(fd), fd);
 	if (entry && result > 0)
 		was_written(entry, fd, held);
 	return result;

@@ -30,7 +30,9 @@ static int close_around(unsigned first, unsigned last, int flags)
 
 	fast_spawns(); /* whatever goes, goes unseen */
 	for (unsigned fd = first; fd < end; fd++)
-		if (fd_entry(fd)->kind != FD_OTHER && fd_entry(fd)->kind != FD_PRIVATE)
+		if (fd_entry(fd)->kind == FD_OTHER)
+			lean_number_ends(fd_entry(fd));
+		else if (fd_entry(fd)->kind != FD_PRIVATE)
 			forget(fd);
 	for (unsigned fd = first; fd < end && !result; fd++) {
 		if (fd_entry(fd)->kind != FD_PRIVATE || !fs_is_private(fd))

@@ -63,6 +63,8 @@ EXPORT int fclose(FILE *stream)
 	errno = saved;
 	lean_shared(fd);
 	fast_shared(fd);
+	if (entry->kind == FD_OTHER)
+		lean_number_ends(entry);
 	if (entry->kind == FD_CONNECTION) {
 		entry->kind = FD_OTHER;
 		fs_closed(entry);

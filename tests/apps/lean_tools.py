@@ -28,6 +28,7 @@ __all__ = [
     "out_segments",
     "program",
     "segments",
+    "tcp_counter",
     "tls_get",
 ]
 
@@ -54,6 +55,13 @@ def out_segments() -> int:
     text = Path("/proc/thread-self/net/snmp").read_text()
     names, values = (line.split() for line in text.splitlines() if line.startswith("Tcp:"))
     return int(values[names.index("OutSegs")])
+
+
+def tcp_counter(name: str) -> int:
+    """Return a counter of this network namespace's /proc/net/netstat, TcpExt."""
+    text = Path("/proc/thread-self/net/netstat").read_text()
+    names, values = (line.split() for line in text.splitlines() if line.startswith("TcpExt:"))
+    return int(values[names.index(name)])
 
 
 def segments(act: Callable[[], object], count: int) -> float:

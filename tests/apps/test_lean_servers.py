@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fastsocket.bench.modes import Mode
+from fastsocket.bench.servers import HTTP_SERVERS, Site
 from fastsocket.native import LIBRARIES, native_file
 from tests.apps.harness import PATIENCE_S, PROGRAMS, Application, fastsocket_command, wait_until
 from tests.apps.lean_tools import (
@@ -20,6 +22,7 @@ from tests.apps.lean_tools import (
     nginx_tls,
     out_segments,
     segments,
+    tcp_counter,
     tls_get,
 )
 
@@ -78,25 +81,62 @@ def test_lean_client(tmp_path: Path) -> None:
 
 
 # Without a fast open, six; with it, the request rides on the SYN. Four there cannot be: Linux sends
-# the SYN/ACK before the application has the request, and each end's FIN needs an ACK.
+# the SYN/ACK before the application has the request, and each end's FIN needs an ACK. A client that
+# blocks in its reads acknowledges an answer at once, unless the FIN was faster.
 @pytest.mark.parametrize(("setting", "most"), [("1", 6.0), ("3", 5.0)])
-def test_fast_open(tmp_path: Path, setting: str, most: float) -> None:
-    """A client that blocks, and so never waits for events; a sysctl that forbids it is named."""
+@pytest.mark.parametrize(("how", "more"), [("events", 0), ("blocks", 1)])
+def test_fast_open(tmp_path: Path, setting: str, most: float, how: str, more: int) -> None:
+    """A sysctl that forbids it is named."""
     Path("/proc/sys/net/ipv4/tcp_fastopen").write_text(setting)
     options = (*LEAN, "--fast-open")
     counts, said = [], ""
     with Application(SERVERS["nginx"](tmp_path), PORT, options=options) as app:
         learn(app, get, ("hold", "ack"))
         for connections in (100, 300):
-            client = [sys.executable, str(PROGRAMS / "asks.py"), str(PORT), str(connections)]
+            client = [sys.executable, str(PROGRAMS / "asks.py"), str(PORT), str(connections), how]
             command = fastsocket_command("run", *options, "--", *client)
             before = out_segments()
             said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
             counts.append(out_segments() - before)
         app.process.terminate()
         app.process.wait()
-    assert (counts[1] - counts[0]) / 200 <= most + 3 * DISTURBED
+    assert (counts[1] - counts[0]) / 200 <= most + more + 3 * DISTURBED
     assert ("TCP Fast Open is off for servers" in said) == (setting == "1")
+
+
+@pytest.mark.parametrize("how", ["events", "blocks"])
+def test_server_that_waits_for_an_ack(tmp_path: Path, how: str) -> None:
+    """An answer in two pieces, of which the second waits for the ACK of the first: at once."""
+    server = [sys.executable, PROGRAMS / "two_pieces.py", str(PORT)]
+    delayed = []
+    with Application(server, PORT, accelerated=False) as app:
+        for options in ([], ["run", *LEAN, "--"]):
+            client = [sys.executable, str(PROGRAMS / "asks.py"), str(PORT), "200", how]
+            command = fastsocket_command(*options, *client) if options else client
+            before = tcp_counter("DelayedACKs")
+            subprocess.run(command, check=True, timeout=PATIENCE_S)
+            delayed.append(tcp_counter("DelayedACKs") - before)
+        app.process.terminate()
+        app.process.wait()
+    assert delayed[1] <= delayed[0] + 4  # those that a busy machine delays
+
+
+@pytest.mark.parametrize(("name", "most"), [("nginx", 16.0), ("haproxy-single-queue", 15.0)])
+def test_proxy(tmp_path: Path, name: str, most: float) -> None:
+    """Its backend's connections are lean, too; the backend itself makes nothing lean."""
+    backend = [native_file("fastsocket-demo"), "-a", f"127.0.0.1:{PORT + 1}", "-w", "1"]
+    site = Site("127.0.0.1", PORT, 1, tmp_path, backend=("127.0.0.1", PORT + 1))
+    command = HTTP_SERVERS[name].command(Mode.STOCK, site)
+    with (
+        Application(backend, PORT + 1, accelerated=False) as behind,
+        Application(command, PORT, options=LEAN) as app,
+    ):
+        wait_until(lambda: b"200 OK" in get(), "the first answer")
+        learn(app, get, ("hold",))
+        assert segments(get, COUNTED) <= most + DISTURBED, lean_state(app)
+        for each in (app, behind):
+            each.process.terminate()
+            each.process.wait()
 
 
 def test_fast_open_as_the_application_has_it(tmp_path: Path) -> None:
@@ -117,7 +157,7 @@ def test_fast_open_client_that_only_listens(tmp_path: Path) -> None:
     options = (*LEAN, "--fast-open")
     with Application(SERVERS["demo"](tmp_path), PORT, options=options) as app:
         ways = ("read", "wait", "hand over", "become")
-        client = [sys.executable, str(PROGRAMS / "asks.py"), str(PORT), "100", *ways]
+        client = [sys.executable, str(PROGRAMS / "asks.py"), str(PORT), "100", "blocks", *ways]
         command = fastsocket_command("run", *options, "--", *client)
         subprocess.run(command, check=True, timeout=PATIENCE_S)
         app.process.terminate()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from tests.apps.harness import (
@@ -45,10 +46,10 @@ def test_worker_whose_threads_work(who: str) -> None:
         free = [os.sched_getaffinity(slot["tid"]) == os.sched_getaffinity(0) for slot in slots]
         cpus = {slot["cpu"] for slot in slots}
         others = [
-            os.sched_getaffinity(int(tid)) == os.sched_getaffinity(0)
+            os.sched_getaffinity(tid) == os.sched_getaffinity(0)
             for slot in slots
-            for tid in map(int, os.listdir(f"/proc/{slot['pid']}/task"))
-            if int(tid) != slot["tid"]
+            for tid in (thread.id for thread in psutil.Process(slot["pid"]).threads())
+            if tid != slot["tid"]
         ]
     roam = who == "other"
     assert others == [True] * len(slots) * roam  # a pool's threads, begun by pinned ones

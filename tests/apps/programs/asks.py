@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A client that blocks: asks.py PORT COUNT [HOW]... makes COUNT requests.
+"""A client that blocks, or waits for events: asks.py PORT COUNT blocks|events [HOW]...
 
-Then, for each HOW, it connects once more and says nothing: it reads (read), waits for events
-(wait), lets a child wait (hand over), or becomes another program (become). There must be a
-connection then.
+It makes COUNT requests. Then, for each HOW, it connects once more and says nothing: it reads
+(read), waits for events (wait), lets a child wait (hand over), or becomes another program (become).
+There must be a connection then.
 """
 
 import os
+import re
 import select
 import socket
 import sys
@@ -17,13 +18,18 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
 OTHER = "import socket; socket.socket(fileno={}).getpeername()"
 
 
-def ask() -> None:
+def ask(blocks: bool) -> None:
     """Make one request."""
     with socket.create_connection(ENDPOINT) as client:
+        client.setblocking(blocks)
         client.sendall(REQUEST)
-        answer = b""
-        while piece := client.recv(65536):
+        answer, left = b"", 1
+        while left and (blocks or select.select([client], [], [])):
+            piece = client.recv(65536)
             answer += piece
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            left = int(length[1]) - len(body) if length else len(piece)
     assert b"200" in answer
 
 
@@ -51,6 +57,6 @@ def stay_silent(how: str) -> None:
 
 
 for _ in range(int(sys.argv[2])):
-    ask()
-for way in sys.argv[3:]:
+    ask(sys.argv[3] == "blocks")
+for way in sys.argv[4:]:
     stay_silent(way)
