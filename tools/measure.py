@@ -47,10 +47,6 @@ MEASURED = {
     "longlived-nginx": "longlived --server nginx --runs 6",
     "longlived-nginx-8": "longlived --server nginx --workers 8 --runs 6",
     "proxy-nginx": "proxy --server nginx --runs 20 --modes stock,fastsocket",
-    "proxy-nginx-everything": (
-        "proxy --server nginx --runs 20 --modes stock,fastsocket"
-        " --run-options='--defer-accept --fast-epoll'"
-    ),
     "proxy-haproxy": "proxy --server haproxy-single-queue --runs 20 --modes stock,fastsocket",
     "proxy-rule-nginx": "proxy-rule --server nginx --runs 12 --modes stock,fastsocket",
     "steer": "steer --runs 10",
