@@ -17,7 +17,7 @@ static COLD int close_special(int fd)
 	if (l)
 		fs_listener_close(l);
 	else if (fd_entry(fd)->kind == FD_CLIENT)
-		lean_client_closes(fd_entry(fd), fd);
+		lean_client_ends(fd_entry(fd), fd);
 	else if (fd_entry(fd)->kind == FD_ALONE)
 		fd_entry(fd)->kind = FD_OTHER;
 	return NEXT(close)(fd);

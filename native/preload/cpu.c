@@ -10,6 +10,7 @@
 
 #include "fsocket.h"
 
+#define WEIGH_NS 250000000 /* at least, between two looks */
 #define ENOUGH 4 /* times in a row that other threads were found busy, before a worker roams */
 
 /* Read once: a process that scribbles over the page must not change it between check and use, in
@@ -91,6 +92,15 @@ static int pin(const struct fs_worker *worker, const cpu_set_t *set)
 	return sched_setaffinity(tid, sizeof(*set), set);
 }
 
+/* Whether the calling thread still is: an application may have chosen since. */
+static int is_where_we_pinned(void)
+{
+	cpu_set_t now;
+
+	return sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_COUNT(&now) == 1 &&
+	       fs_worker->cpu < CPU_SETSIZE && CPU_ISSET(fs_worker->cpu, &now);
+}
+
 /* Let the calling thread roam as it did at first, if it was we who pinned it: what it starts without
  * fork() would be confined to its CPU. Returns whether fs_pin_again() is to follow.
  */
@@ -98,7 +108,7 @@ int fs_unpin(void)
 {
 	int saved = errno, pinned;
 
-	pinned = fs_worker && fs_worker->pinned == FS_PINNED_YES &&
+	pinned = fs_worker && fs_worker->pinned == FS_PINNED_YES && is_where_we_pinned() &&
 		 sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity) == 0;
 	errno = saved;
 	return pinned;
@@ -231,11 +241,15 @@ static int is_alone(void)
  */
 static void lift(void)
 {
+	int ours = is_where_we_pinned();
+
 	__atomic_store_n(&fs_worker->pinned, FS_PINNED_NO_MORE, __ATOMIC_RELAXED);
 	for (int i = 0; i < FS_MAX_LISTENERS; i++) {
 		struct fs_listener *pl = page_listener(i);
 		struct fs_guard guard;
 
+		if (!pl->claimed)
+			continue;
 		fs_lock(&pl->lock, &guard);
 		fs_worker->cpu = FS_NO_CPU;
 		for (unsigned j = 0; j < pl->slots && j < FS_MAX_SLOTS; j++)
@@ -244,7 +258,8 @@ static void lift(void)
 				change_cpu(pl, j, FS_NO_CPU);
 		fs_unlock(&pl->lock, &guard);
 	}
-	sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
+	if (ours)
+		sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
 }
 
 static uint64_t cpu_time(clockid_t clock)
@@ -262,16 +277,18 @@ static uint64_t cpu_time(clockid_t clock)
  */
 COLD void fs_weigh_threads(void)
 {
-	static __thread uint64_t own_before, all_before;
+	static __thread uint64_t own_before, all_before, weighed_at;
 	static __thread int times;
-	int saved = errno;
-	uint64_t own, all;
+	uint64_t own, all, now = fs_now();
+	int saved = errno, first = !weighed_at;
 
-	if (!fs_worker || fs_worker->pinned != FS_PINNED_YES)
+	if (!fs_worker || fs_worker->pinned != FS_PINNED_YES || now - weighed_at < WEIGH_NS)
 		return;
+	weighed_at = now;
 	own = cpu_time(CLOCK_THREAD_CPUTIME_ID);
 	all = cpu_time(CLOCK_PROCESS_CPUTIME_ID);
-	times = all - all_before > (own - own_before) * 3 / 2 && is_alone() ? times + 1 : 0;
+	times = !first && all - all_before > (own - own_before) * 3 / 2 && is_alone() ? times + 1 :
+											0;
 	if (times >= ENOUGH)
 		lift();
 	own_before = own;

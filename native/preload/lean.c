@@ -105,7 +105,7 @@ void lean_release_all(enum fs_contradiction why)
 	if (!lean_thread.only || getpid() != fs_pid)
 		return; /* a child of vfork() may have closed them; its parent will see to it */
 	if (lean_fast_open) /* their SYN would wait for ever */
-		lean_clients_wait(1);
+		lean_clients_wait();
 	lean_unfold();
 	count = lean_thread.count;
 	lean_thread.count = 0;
@@ -125,7 +125,7 @@ void lean_release_all(enum fs_contradiction why)
 
 void lean_before_wait(void)
 {
-	lean_clients_wait(1);
+	lean_clients_wait();
 	lean_release_all(FS_WAITED);
 }
 
@@ -179,7 +179,7 @@ void lean_shared(int fd)
 	struct fd_entry *entry = fd_entry(fd);
 
 	if (entry->kind == FD_CLIENT)
-		lean_client_shared(entry, fd);
+		lean_client_ends(entry, fd);
 	if (entry->kind != FD_CONNECTION)
 		return;
 	if (entry->lean & LEAN_OPEN)
@@ -190,7 +190,7 @@ void lean_shared(int fd)
 /* Before a fork of any kind, or an exec. */
 void lean_spawn(void)
 {
-	lean_clients_wait(1);
+	lean_clients_wait();
 	lean_release_all(FS_SHARED);
 	__atomic_fetch_add(&lean_spawns, 1, __ATOMIC_RELAXED);
 }

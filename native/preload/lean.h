@@ -38,7 +38,7 @@
 #define lean_polls(fd, op, event) ((void)(fd), (void)(op), (void)(event))
 #define lean_may_connect(entry, op, event) ((void)(entry), (void)(op), (void)(event))
 #define lean_number_ends(entry) ((void)(entry))
-#define lean_client_closes(entry, fd) ((void)(entry), (void)(fd))
+#define lean_client_ends(entry, fd) ((void)(entry), (void)(fd))
 #define lean_wait_begins(blocks) ((void)(blocks))
 #define lean_may_sleep(why) ((void)(why))
 
@@ -90,7 +90,6 @@ extern uint16_t lean_spawns; /* forks and execs: what was open then is shared fr
 extern uint32_t lean_slow_ticks;
 extern uint32_t lean_allowed; /* means that may be used, a bit for each */
 extern int lean_fast_open;
-extern int lean_low_water; /* some reads wait for more than a byte */
 
 /* lean.c: promises */
 void lean_release(struct fd_entry *entry, int fd, enum fs_contradiction why);
@@ -133,11 +132,9 @@ int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 		 int (*next)(int, const struct sockaddr *, socklen_t));
 void lean_client_wrote(struct fd_entry *entry, int fd);
 void lean_client_reads(struct fd_entry *entry, int fd);
-void lean_client_read(struct fd_entry *entry, int fd);
-void lean_client_shared(struct fd_entry *entry, int fd);
-void lean_client_closes(struct fd_entry *entry, int fd);
+void lean_client_ends(struct fd_entry *entry, int fd);
 void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned events);
-void lean_clients_wait(int blocks);
+void lean_clients_wait(void);
 
 #pragma GCC visibility pop
 
@@ -273,14 +270,12 @@ static inline void lean_may_sleep(enum fs_contradiction why)
 		lean_release_all(why);
 }
 
-/* Before a wait for events; one that only looks leaves a server's promises as they are. */
+/* Before a wait for events; one that only looks leaves everything as it is. */
 static inline void lean_wait_begins(int blocks)
 {
 	lean_thread.turn += !!blocks;
 	if (unlikely(lean_thread.only) && blocks)
 		lean_before_wait();
-	else if (unlikely(lean_thread.only == LEAN_MANY))
-		lean_clients_wait(0);
 }
 
 /* Before an accept() that may sleep; on a slot of its own a worker finds something or returns. */
@@ -313,10 +308,6 @@ static inline int lean_takes_option(int fd, int level, int name, const void *val
 {
 	struct fd_entry *entry = lean_connection(fd);
 
-	if (unlikely(level == SOL_SOCKET && name == SO_RCVLOWAT)) {
-		lean_low_water = 1;
-		lean_shared(fd);
-	}
 	return entry && lean_option(entry, fd, level, name, value, len);
 }
 
@@ -337,8 +328,8 @@ static inline void lean_number_ends(struct fd_entry *entry)
 
 static inline void lean_polls(int fd, int op, const struct epoll_event *event)
 {
-	if (unlikely(fd_entry(fd)->kind == FD_CLIENT && event))
-		lean_client_polls(fd_entry(fd), fd, op != EPOLL_CTL_DEL, event->events);
+	if (unlikely(fd_entry(fd)->kind == FD_CLIENT && (event || op == EPOLL_CTL_DEL)))
+		lean_client_polls(fd_entry(fd), fd, op != EPOLL_CTL_DEL, event ? event->events : 0);
 }
 
 #endif

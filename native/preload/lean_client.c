@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * The client's side: the ACK that ends the handshake rides with the request, and that of an answer
- * which is read and closed in one turn rides with the FIN, where the processes
+ * The client's side: the ACK that ends the handshake rides with the request, where the processes
  * of this application were seen to send one first to that address. The kernel keeps it back
  * for 200 ms at most; it is sent before the thread waits for anything else than the connection to
  * be writable, and before it reads, unless that cannot wait.
  *
- * From the request on, the kernel delays the ACK of an answer, too: for 40 ms, which a server
- * that writes it in two pieces (Nagle's algorithm) waits for. So that ACK is sent before the thread
- * waits again, and at the request where the connection's reads may wait inside the kernel.
+ * The kernel would delay the ACK of the answer, too: for 40 ms, which a server that writes it in two
+ * pieces (Nagle's algorithm) waits for. So the request ends it all, and answers are acknowledged as
+ * ever: whatever way a program has to wait for the rest of one, nobody is late.
  *
  * With TCP Fast Open the SYN itself waits for the request, and it for ever: that is for processes
  * of one thread only, which cannot wait for an answer where we do not see it.
@@ -33,8 +32,6 @@ static struct destination {
 	uint32_t proof, need; /* while on, proof is what is left to doubt */
 	uint8_t on;
 } destinations[DESTINATIONS];
-
-int lean_low_water;
 
 extern char __libc_single_threaded __attribute__((weak)); /* since glibc 2.32 */
 
@@ -140,7 +137,7 @@ static void promise(int fd)
 int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 		 int (*next)(int, const struct sockaddr *, socklen_t))
 {
-	int to = addr ? destination_of(addr, len) : -1, zero = 0, one = 1, result, on;
+	int to = addr ? destination_of(addr, len) : -1, zero = 0, one = 1, result, on, saved;
 	struct fd_entry *entry = fd_entry(fd);
 	uint8_t polled = entry->lean & (LEAN_POLLED | LEAN_LEVEL); /* before it connects */
 
@@ -153,7 +150,10 @@ int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &one, sizeof(one));
 	result = next(fd, addr, len);
 	if (result < 0 && errno != EINPROGRESS) {
-		entry->kind = FD_OTHER;
+		saved = errno;
+		if (on) /* there may be a connection already */
+			NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
+		errno = saved;
 		return result;
 	}
 	*entry = (struct fd_entry){.kind = FD_CLIENT,
@@ -165,33 +165,17 @@ int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 	return result;
 }
 
-/* From now on the kernel acknowledges as it likes; what is owed is sent. */
-static void let_go(struct fd_entry *entry, int fd)
-{
-	int saved = errno, one = 1;
-
-	if (entry->lean & LEAN_OWED)
-		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
-	entry->kind = FD_OTHER;
-	entry->lean = 0;
-	errno = saved;
-}
-
 static int may_wait(int fd)
 {
 	return !(NEXT(fcntl)(fd, F_GETFL, NULL) & O_NONBLOCK);
 }
 
-/* After a write: the first says who speaks first. One that answers an answer goes on for longer. */
+/* After its first write: whether that came soon. */
 void lean_client_wrote(struct fd_entry *entry, int fd)
 {
 	struct destination *to = &destinations[entry->slot & (DESTINATIONS - 1)];
+	int saved = errno, one = 1;
 
-	if (entry->lean & LEAN_WROTE) {
-		if (entry->lean & LEAN_READ)
-			let_go(entry, fd);
-		return;
-	}
 	if (lean_thread.clients && lean_thread.client[lean_thread.clients - 1] == fd) {
 		lean_unfold(); /* one that never waits would fill the list */
 		lean_thread.clients--;
@@ -201,39 +185,17 @@ void lean_client_wrote(struct fd_entry *entry, int fd)
 		spoke_first(to);
 	else
 		to->proof = 0;
-	entry->lean |= LEAN_WROTE;
-	if (!(entry->lean & LEAN_OWED) || lean_low_water || may_wait(fd))
-		let_go(entry, fd);
-}
-
-/* After a read that brought data or the end, or before one that may wait. */
-void lean_client_read(struct fd_entry *entry, int fd)
-{
-	if (!(entry->lean & LEAN_WROTE))
-		give_up(entry, fd, did_not); /* the server spoke first */
-	else if (lean_thread.clients == LEAN_CLIENTS)
-		let_go(entry, fd);
-	else if (!(entry->lean & LEAN_READ))
-		promise(fd);
-	entry->lean |= LEAN_READ;
-}
-
-/* Another gets it, too, or it is used in a way that we do not follow. */
-void lean_client_shared(struct fd_entry *entry, int fd)
-{
-	if (entry->lean & LEAN_WROTE)
-		let_go(entry, fd);
-	else
-		give_up(entry, fd, did_not);
-}
-
-/* It will be closed; before it wrote, the server may be told of a connection that says nothing. */
-void lean_client_closes(struct fd_entry *entry, int fd)
-{
-	if (!(entry->lean & LEAN_WROTE))
-		give_up(entry, fd, did_not);
+	if (entry->lean & LEAN_OWED)
+		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one));
 	entry->kind = FD_OTHER;
 	entry->lean = 0;
+	errno = saved;
+}
+
+/* It was told something before it wrote, others get it, too, or it will be closed. */
+void lean_client_ends(struct fd_entry *entry, int fd)
+{
+	give_up(entry, fd, did_not);
 }
 
 /* Before a read. One that only looks, before the first write, is HAProxy's way: a write or a wait
@@ -241,8 +203,7 @@ void lean_client_closes(struct fd_entry *entry, int fd)
  */
 void lean_client_reads(struct fd_entry *entry, int fd)
 {
-	if (!(entry->lean & LEAN_WROTE) &&
-	    (!(entry->lean & LEAN_POLLED) || lean_fast_open || may_wait(fd)))
+	if (!(entry->lean & LEAN_POLLED) || lean_fast_open || may_wait(fd))
 		give_up(entry, fd, did_not);
 }
 
@@ -251,8 +212,6 @@ void lean_client_reads(struct fd_entry *entry, int fd)
  */
 void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned events)
 {
-	if (entry->lean & LEAN_WROTE)
-		return;
 	if (polls && events & EPOLLOUT)
 		entry->lean |= events & EPOLLET ? LEAN_POLLED : LEAN_POLLED | LEAN_LEVEL;
 	else if (polls)
@@ -271,17 +230,14 @@ static int edge_to_come(const struct fd_entry *entry, int fd)
 	return waits == 1 || (waits <= ASKED && !lean_fast_open && tcp_state(fd) == TCP_SYN_SENT);
 }
 
-/* Whether the thread may wait, or look, for events and owe that ACK: if what it waits for is the
- * connection to be writable.
- */
-static int may_owe(const struct fd_entry *entry, int fd, int blocks)
+/* Whether the thread may wait and owe that ACK: if what it waits for is the connection to be writable. */
+static int may_owe(const struct fd_entry *entry, int fd)
 {
-	return !blocks || entry->lean & LEAN_LEVEL ||
-	       (entry->lean & LEAN_POLLED && edge_to_come(entry, fd));
+	return entry->lean & LEAN_LEVEL || (entry->lean & LEAN_POLLED && edge_to_come(entry, fd));
 }
 
-/* The thread will wait, or only look, for events. */
-void lean_clients_wait(int blocks)
+/* The thread will wait for events. */
+void lean_clients_wait(void)
 {
 	unsigned count = lean_thread.clients, kept = 0;
 
@@ -295,11 +251,7 @@ void lean_clients_wait(int blocks)
 
 		if (entry->kind != FD_CLIENT || !(bits & LEAN_OWED) || entry->at != owner())
 			continue;
-		if (bits & LEAN_READ)
-			let_go(entry, fd);
-		else if (bits & LEAN_WROTE)
-			continue; /* nothing is owed before the answer */
-		else if (may_owe(entry, fd, blocks))
+		if (may_owe(entry, fd))
 			lean_thread.client[kept++] = fd;
 		else
 			give_up(entry, fd, bits & LEAN_POLLED ? doubt : did_not);

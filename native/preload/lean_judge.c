@@ -35,7 +35,7 @@ ssize_t lean_read_ends(int fd, ssize_t result)
 	struct fd_entry *entry = lean_connection(fd);
 
 	if (fd_entry(fd)->kind == FD_CLIENT && result >= 0)
-		lean_client_read(fd_entry(fd), fd);
+		lean_client_ends(fd_entry(fd), fd);
 	if (!entry || entry->lean & LEAN_READ)
 		return result;
 	if (result == 0)

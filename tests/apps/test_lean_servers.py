@@ -68,24 +68,25 @@ def test_without_keeper(tmp_path: Path) -> None:
 
 
 def test_lean_client(tmp_path: Path) -> None:
-    """With a client that is lean as well nothing is left but what TCP needs."""
+    """What TCP needs is left, and the ACK of an answer that is faster than the client."""
     load = [native_file("fastsocket-load"), "-n", "2000", "-c", "4", "-p", "1", f"127.0.0.1:{PORT}"]
 
-    def run() -> None:
-        command = fastsocket_command("run", "--lean", "auto", "--", *map(str, load))
+    def run(*lean: str) -> None:
+        command = fastsocket_command("run", *lean, "--", *map(str, load))
         subprocess.run(command, check=True, capture_output=True)
 
     with Application(SERVERS["demo"](tmp_path), PORT, options=LEAN) as app:
         learn(app, get, ("hold", "ack"))
-        assert segments(run, 1) / 2000 <= 6.0 + DISTURBED
+        plain = segments(lambda: run("--lean", "off"), 1) / 2000
+        assert segments(lambda: run(*LEAN), 1) / 2000 <= plain - 0.25
 
 
 # Without a fast open, six; with it, the request rides on the SYN. Four there cannot be: Linux sends
-# the SYN/ACK before the application has the request, and each end's FIN needs an ACK. A client that
-# blocks in its reads acknowledges an answer at once, unless the FIN was faster.
-@pytest.mark.parametrize(("setting", "most"), [("1", 6.0), ("3", 5.0)])
-@pytest.mark.parametrize(("how", "more"), [("events", 0), ("blocks", 1)])
-def test_fast_open(tmp_path: Path, setting: str, most: float, how: str, more: int) -> None:
+# the SYN/ACK before the application has the request, and each end's FIN needs an ACK. Within a host
+# the answer may be faster than the client, which then sends its ACK apart.
+@pytest.mark.parametrize(("setting", "most"), [("1", 7.0), ("3", 6.0)])
+@pytest.mark.parametrize("how", ["events", "blocks"])
+def test_fast_open(tmp_path: Path, setting: str, most: float, how: str) -> None:
     """A sysctl that forbids it is named."""
     Path("/proc/sys/net/ipv4/tcp_fastopen").write_text(setting)
     options = (*LEAN, "--fast-open")
@@ -100,7 +101,7 @@ def test_fast_open(tmp_path: Path, setting: str, most: float, how: str, more: in
             counts.append(out_segments() - before)
         app.process.terminate()
         app.process.wait()
-    assert (counts[1] - counts[0]) / 200 <= most + more + 3 * DISTURBED
+    assert (counts[1] - counts[0]) / 200 <= most + 3 * DISTURBED
     assert ("TCP Fast Open is off for servers" in said) == (setting == "1")
 
 
@@ -121,7 +122,7 @@ def test_server_that_waits_for_an_ack(tmp_path: Path, how: str) -> None:
     assert delayed[1] <= delayed[0] + 4  # those that a busy machine delays
 
 
-@pytest.mark.parametrize(("name", "most"), [("nginx", 16.0), ("haproxy-single-queue", 15.0)])
+@pytest.mark.parametrize(("name", "most"), [("nginx", 17.0), ("haproxy-single-queue", 16.0)])
 def test_proxy(tmp_path: Path, name: str, most: float) -> None:
     """Its backend's connections are lean, too; the backend itself makes nothing lean."""
     backend = [native_file("fastsocket-demo"), "-a", f"127.0.0.1:{PORT + 1}", "-w", "1"]

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -21,8 +22,8 @@ pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
 
 PORT = 8080
 WEIGHED = 128  # FS_WEIGH_EACH of native/preload/fsocket.h
-TIMES = 4  # ENOUGH of native/preload/cpu.c
-MANY = 2 * (TIMES + 2) * WEIGHED  # connections, of both workers
+MANY = 6 * WEIGHED  # connections of each worker
+LONG_S = 2.0  # ENOUGH + 1 times WEIGH_NS of native/preload/cpu.c, and more
 
 
 def served(app: Application) -> int:
@@ -38,7 +39,12 @@ def test_worker_whose_threads_work(who: str) -> None:
     server = [sys.executable, PROGRAMS / "hands_over.py", str(PORT), who]
     with Application(server, PORT) as app:
         wait_until(lambda: say(PORT, b"x") and all(s["pinned"] for s in app.slots()), "both pinned")
-        wait_until(lambda: served(app) > MANY // 2, "many connections on each", 2 * PATIENCE_S)
+        begun = time.monotonic()
+        wait_until(
+            lambda: served(app) > MANY and time.monotonic() > begun + LONG_S,
+            "many connections on each",
+            2 * PATIENCE_S,
+        )
         slots = app.wait_for_slots(2)
         text = subprocess.run(
             fastsocket_command("status", str(app.pid)), check=True, capture_output=True, text=True
