@@ -268,7 +268,7 @@ def _result(cpus: int, order: Order, parts: Sequence[Counted]) -> Result:
         connections=order.connections,
         seed=0,
         interrupted=False,
-        run_options=order.run_options,
+        run_options=[],  # the parameters are in the notes, their file is gone
         notes=[*notes, *dict.fromkeys(note for part in parts for note in part.notes)],
         modes=most.modes,
         ratios=most.ratios,
