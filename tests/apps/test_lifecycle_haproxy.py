@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.harness import PATIENCE_S, Application, wait_until
+from tests.apps.harness import PATIENCE_S, Application, say, wait_until
+from tests.apps.lean_tools import REQUEST
 from tests.apps.lifecycle import load
 from tests.apps.test_servers import ANSWER, PORT, haproxy
 
@@ -62,7 +63,10 @@ def test_a_reload_after_the_keepers_death(tmp_path: Path) -> None:
         after = app.status()
         assert after["keeper"] != before["keeper"]
         assert after["tier"] == before["tier"]
-        wait_until(lambda: not app.slots(state="orphan"), "the old worker's slots to be handed on")
+        wait_until(
+            lambda: say(PORT, REQUEST) and not app.slots(state="orphan"),  # by workers at work
+            "the old worker's slots to be handed on",
+        )
         app.stop()
 
 
