@@ -44,6 +44,7 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 	for (unsigned i = 0; messages && i < count && i < UIO_MAXIOV; i++) /* as the kernel does */
 		if (unlikely(messages[i].msg_hdr.msg_controllen))
 			fs_passes(&messages[i].msg_hdr);
+	lean_shared(fd); /* what is written this way is not followed */
 	return NEXT(sendmmsg)(fd, messages, count, flags);
 }
 

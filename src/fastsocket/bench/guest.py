@@ -33,7 +33,7 @@ from fastsocket.bench.trace import contended, wake_ups_traced
 from fastsocket.errors import FastsocketError
 from fastsocket.native import native_file
 
-__all__ = ["METRICS", "Counted", "Order", "comm_of", "deviation", "part_file"]
+__all__ = ["AT_ONCE", "METRICS", "Counted", "Order", "comm_of", "deviation", "part_file"]
 
 METRICS = {
     "local_percent": "%",

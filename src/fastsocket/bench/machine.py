@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 import fastsocket
-from fastsocket.bench.guest import METRICS, Counted, Order, part_file
+from fastsocket.bench.guest import AT_ONCE, METRICS, Counted, Order, part_file
 from fastsocket.bench.interrupt import check, interruptible
 from fastsocket.bench.modes import Mode
 from fastsocket.bench.result import FORMAT, Host, Point, Result, describe_host
@@ -253,7 +253,8 @@ def _result(cpus: int, order: Order, parts: Sequence[Counted]) -> Result:
         f"{KIND}: {cpus} virtual CPUs take turns on one of {here.model}, so contentions are seen "
         "only where the holder of a lock lost its turn",
         f"stall_us is {STALL_US}: a worker whose virtual CPU waits for its turn is not stalled",
-        f"each core's clients made {order.connections} connections",
+        f"each core's clients made {order.connections} connections, {AT_ONCE} at a time: here all "
+        "outlive the select program's window, and more would be spread as connections that last",
     ]
     return Result(
         format=FORMAT,
