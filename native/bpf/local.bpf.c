@@ -14,15 +14,13 @@
 #include <bpf/bpf_helpers.h>
 
 #include "local.h"
+#include "local_call.h"
+#include "local_kernel.h"
 
 #define AF_INET 2
 #define AF_INET6 10
 #define TCP_CLOSE 7
-#define MSG_OOB 0x1
-#define MSG_ZEROCOPY 0x4000000
 #define O_NONBLOCK 04000
-#define X86_SPLICE 275
-#define ARM64_SPLICE 76
 #define CONNECTIONS 65536 /* two ends each; further ones are plain TCP */
 #define HANDSHAKES 4096 /* under way at the same time */
 /* Redirected messages that may wait for a reader: each costs the kernel about a kilobyte
@@ -34,60 +32,6 @@ char LICENSE[] SEC("license") = "GPL";
 
 const volatile __u16 local_port; /* the server's port, in host byte order */
 const volatile __u64 local_netns; /* cookie of the server's network namespace */
-
-/* The kernel's own structures, as far as they are read; offsets are those of the running kernel. */
-struct sock_common {
-	struct {
-		__u64 counter;
-	} skc_cookie;
-} __attribute__((preserve_access_index));
-
-struct sock;
-
-struct file {
-	unsigned int f_flags;
-	void *private_data;
-} __attribute__((preserve_access_index));
-
-struct socket {
-	struct file *file;
-	struct sock *sk;
-} __attribute__((preserve_access_index));
-
-struct sock {
-	struct sock_common __sk_common;
-	struct socket *sk_socket;
-	struct {
-		struct {
-			int counter;
-		} rmem_alloc;
-	} sk_backlog;
-	int sk_rcvbuf;
-} __attribute__((preserve_access_index));
-
-struct inet_sock {
-	struct sock sk;
-} __attribute__((preserve_access_index));
-
-struct inet_connection_sock {
-	struct inet_sock icsk_inet;
-	const void *icsk_ulp_ops;
-} __attribute__((preserve_access_index));
-
-struct tcp_sock {
-	struct inet_connection_sock inet_conn;
-	__u32 write_seq, copied_seq;
-} __attribute__((preserve_access_index));
-
-/* The registers of a system call: of these exist those of the running architecture. */
-struct pt_regs___x86 {
-	unsigned long di, dx, r10, orig_ax;
-} __attribute__((preserve_access_index));
-
-struct pt_regs___arm64 {
-	__u64 regs[31];
-	__s32 syscallno;
-} __attribute__((preserve_access_index));
 
 /* A connection as its active end has it, with both initial sequence numbers: two sockets that
  * agree in all of it talk to each other, in whichever network namespaces they are.
@@ -327,59 +271,6 @@ int fs_local_establish(struct bpf_sock_ops *ctx)
 	return 1; /* the reply stays: it is the kernel's, or another program's */
 }
 
-/* Whether the system call that sends asks for nothing but plain bytes. One that is not known,
- * io_uring's among them, may ask for anything.
- */
-static __always_inline int plain_send(void)
-{
-	void *regs = (void *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	unsigned long number, third, fourth, flags;
-
-	if (bpf_core_field_exists(struct pt_regs___x86, orig_ax)) {
-		struct pt_regs___x86 *x86 = regs;
-
-		number = x86->orig_ax;
-		switch (number) {
-		case 1: /* write */
-		case 20: /* writev */
-		case 40: /* sendfile */
-		case X86_SPLICE:
-			return 1;
-		case 44: /* sendto */
-		case 307: /* sendmmsg */
-			flags = x86->r10;
-			break;
-		case 46: /* sendmsg */
-			flags = x86->dx;
-			break;
-		default:
-			return 0;
-		}
-	} else {
-		struct pt_regs___arm64 *arm = regs;
-
-		third = arm->regs[2];
-		fourth = arm->regs[3];
-		switch (arm->syscallno) {
-		case 64: /* write */
-		case 66: /* writev */
-		case 71: /* sendfile */
-		case ARM64_SPLICE:
-			return 1;
-		case 206: /* sendto */
-		case 269: /* sendmmsg */
-			flags = fourth;
-			break;
-		case 211: /* sendmsg */
-			flags = third;
-			break;
-		default:
-			return 0;
-		}
-	}
-	return !(flags & (MSG_OOB | MSG_ZEROCOPY));
-}
-
 SEC("sk_msg")
 int fs_local_send(struct sk_msg_md *msg)
 {
@@ -435,19 +326,6 @@ pass:
 	count(&local->passed);
 	return SK_PASS;
 }
-
-struct fdtable {
-	unsigned int max_fds;
-	struct file **fd;
-} __attribute__((preserve_access_index));
-
-struct files_struct {
-	struct fdtable *fdt;
-} __attribute__((preserve_access_index));
-
-struct task_struct {
-	struct files_struct *files;
-} __attribute__((preserve_access_index));
 
 /* splice() reads past what was redirected: its socket gets nothing more that way. What the number
  * belongs to may be no socket; then what was read is no cookie of one that we know.
