@@ -16,12 +16,13 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
+#include "count_woken.h"
+#include "kernel.h"
+
 #define MAX_THREADS 4096
 #define MAX_SITES 4096
 #define MAX_FRAMES 24
 #define MAX_OPENERS 65536
-#define MAX_WOKEN 1024
-#define COMM_LEN 16
 #define SOCK_STREAM 1
 #define PF_EXITING 0x4
 
@@ -42,72 +43,6 @@ enum event {
 	EVENT_ACTIVE_PACKET_LOCAL,
 	EVENTS,
 };
-
-/* What is read of the kernel's structures; CO-RE fits the offsets to the running kernel. */
-struct ns_common {
-	unsigned int inum;
-} __attribute__((preserve_access_index));
-
-struct net {
-	struct ns_common ns;
-} __attribute__((preserve_access_index));
-
-typedef struct {
-	struct net *net;
-} __attribute__((preserve_access_index)) possible_net_t;
-
-struct sock_common {
-	possible_net_t skc_net;
-	__be16 skc_dport;
-	int skc_incoming_cpu;
-} __attribute__((preserve_access_index));
-
-struct sock {
-	struct sock_common __sk_common;
-	struct socket *sk_socket;
-} __attribute__((preserve_access_index));
-
-struct inet_sock {
-	__be16 inet_sport;
-} __attribute__((preserve_access_index));
-
-struct tcp_sock {
-	__u32 write_seq;
-	__u32 snd_una;
-	__u64 bytes_sent;
-} __attribute__((preserve_access_index));
-
-struct socket {
-	short type;
-	struct sock *sk;
-} __attribute__((preserve_access_index));
-
-struct file {
-	void *private_data;
-} __attribute__((preserve_access_index));
-
-struct fdtable {
-	unsigned int max_fds;
-	struct file **fd;
-} __attribute__((preserve_access_index));
-
-struct files_struct {
-	struct fdtable *fdt;
-} __attribute__((preserve_access_index));
-
-struct task_struct {
-	struct files_struct *files;
-	unsigned int flags;
-	char comm[COMM_LEN];
-} __attribute__((preserve_access_index));
-
-struct pt_regs___x86 {
-	unsigned long orig_ax;
-} __attribute__((preserve_access_index));
-
-struct pt_regs___arm64 {
-	int syscallno;
-} __attribute__((preserve_access_index));
 
 /*
  * Whose connections count: inode number of the network namespace, and ports, 0 for all. The first are
@@ -177,26 +112,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } sites SEC(".maps");
-
-struct comm {
-	char name[COMM_LEN];
-};
-
-/* The task that this CPU is waking; no name where it wakes none. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct comm);
-} waking SEC(".maps");
-
-/* Reschedule interrupts sent, by the name of the task that they were sent for. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_WOKEN);
-	__type(key, struct comm);
-	__type(value, __u64);
-} woken SEC(".maps");
 
 /* Numbers of accept and accept4 on this architecture, set by the loader. */
 const volatile long accept_nr = -1;
@@ -318,96 +233,6 @@ int on_contention_site(void *ctx)
 		__sync_fetch_and_add(seen, 1);
 	else
 		bpf_map_update_elem(&sites, &key, &one, BPF_NOEXIST);
-	return 0;
-}
-
-static __always_inline struct comm *woken_here(void)
-{
-	__u32 key = 0;
-
-	return bpf_map_lookup_elem(&waking, &key);
-}
-
-/* Argument: the task. Interrupts are off from here to on_woken, so that nothing comes between. */
-SEC("raw_tp/sched_waking")
-int on_waking(struct bpf_raw_tracepoint_args *ctx)
-{
-	const struct task_struct *task = (const struct task_struct *)ctx->args[0];
-	struct comm *comm = woken_here();
-
-	if (comm) {
-		__builtin_memset(comm, 0, sizeof(*comm));
-		BPF_CORE_READ_STR_INTO(&comm->name, task, comm);
-	}
-	return 0;
-}
-
-SEC("raw_tp/sched_wakeup")
-int on_woken(void *ctx __attribute__((unused)))
-{
-	struct comm *comm = woken_here();
-
-	if (comm)
-		__builtin_memset(comm, 0, sizeof(*comm));
-	return 0;
-}
-
-static __always_inline void charge(const struct comm *comm)
-{
-	__u64 one = 1, *seen = bpf_map_lookup_elem(&woken, comm);
-
-	if (seen)
-		__sync_fetch_and_add(seen, 1);
-	else
-		bpf_map_update_elem(&woken, comm, &one, BPF_NOEXIST);
-}
-
-/*
- * Arguments: CPU, call site, function to call there. A reschedule interrupt calls none; a wake-up
- * that is handed to the other CPU as a call ends here.
- */
-SEC("raw_tp/ipi_send_cpu")
-int on_interrupt(struct bpf_raw_tracepoint_args *ctx)
-{
-	struct comm *comm = woken_here(), key;
-
-	if (!comm)
-		return 0;
-	if (ctx->args[2]) {
-		__builtin_memset(comm, 0, sizeof(*comm));
-		return 0;
-	}
-	key = *comm;
-	charge(&key);
-	return 0;
-}
-
-/*
- * Where the kernel does not tell who is interrupted for whom: the receiver's side. The task that a
- * CPU switches to after a reschedule interrupt is the one that it was sent for.
- */
-SEC("raw_tp/reschedule_entry")
-int on_interrupted(void *ctx __attribute__((unused)))
-{
-	struct comm *comm = woken_here();
-
-	if (comm)
-		comm->name[0] = 1;
-	return 0;
-}
-
-/* Arguments: whether it was preempted, the task before, the task after. */
-SEC("raw_tp/sched_switch")
-int on_switch(struct bpf_raw_tracepoint_args *ctx)
-{
-	const struct task_struct *task = (const struct task_struct *)ctx->args[2];
-	struct comm *comm = woken_here(), key = {};
-
-	if (!comm || !comm->name[0])
-		return 0;
-	comm->name[0] = 0;
-	BPF_CORE_READ_STR_INTO(&key.name, task, comm);
-	charge(&key);
 	return 0;
 }
 

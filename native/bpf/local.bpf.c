@@ -13,9 +13,9 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "kernel.h"
 #include "local.h"
 #include "local_call.h"
-#include "local_kernel.h"
 
 #define AF_INET 2
 #define AF_INET6 10

@@ -6,20 +6,12 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+#include "kernel.h"
+
 #define MSG_OOB 0x1
 #define MSG_ZEROCOPY 0x4000000
 #define X86_SPLICE 275
 #define ARM64_SPLICE 76
-
-/* The registers of a system call: of these exist those of the running architecture. */
-struct pt_regs___x86 {
-	unsigned long di, dx, r10, orig_ax;
-} __attribute__((preserve_access_index));
-
-struct pt_regs___arm64 {
-	__u64 regs[31];
-	__s32 syscallno;
-} __attribute__((preserve_access_index));
 
 /* Whether the system call that sends asks for nothing but plain bytes. One that is not known,
  * io_uring's among them, may ask for anything.

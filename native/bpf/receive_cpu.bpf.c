@@ -10,31 +10,11 @@
 #include <bpf/bpf_helpers.h>
 
 #include "flow.h"
+#include "kernel.h"
 #include "steer.h"
 
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
-
-/* As much of the kernel's types as is read; libbpf finds the offsets. */
-struct in6_addr {
-	union {
-		__be32 u6_addr32[4];
-	} in6_u;
-} __attribute__((preserve_access_index));
-
-struct sock_common {
-	unsigned short skc_family;
-	__be32 skc_daddr;
-	__be32 skc_rcv_saddr;
-	__be16 skc_dport;
-	__u16 skc_num;
-	struct in6_addr skc_v6_daddr;
-	struct in6_addr skc_v6_rcv_saddr;
-} __attribute__((preserve_access_index));
-
-struct sock {
-	struct sock_common __sk_common;
-} __attribute__((preserve_access_index));
 
 /* The loader puts the attached rule's table here. */
 struct {

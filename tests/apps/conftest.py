@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,9 @@ def cpus() -> list[int]:
     if len(allowed) < 2:
         pytest.skip("locality needs two CPUs")
     return allowed
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Where a demo server writes its messages."""
+    return tmp_path / "log"

@@ -17,7 +17,23 @@ from typing import Any
 
 from fastsocket.native import native_file
 
-__all__ = ["Demo", "Odd", "demo", "get", "load", "odd_server", "run", "wait_for"]
+__all__ = [
+    "GET",
+    "Demo",
+    "Handler",
+    "Odd",
+    "connected",
+    "demo",
+    "get",
+    "load",
+    "odd_server",
+    "reset",
+    "run",
+    "wait_for",
+    "workers",
+]
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 LIMIT_S = 30.0
 
@@ -176,3 +192,14 @@ def odd_server(handler: Handler, backlog: int = 1024) -> Iterator[Odd]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(LIMIT_S)
+
+
+def workers(server: Demo) -> list[int]:
+    """Return the processes that its master started."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def connected(server: Demo) -> socket.socket:
+    """Return a connection to it."""
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)

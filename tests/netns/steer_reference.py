@@ -40,7 +40,7 @@ class _Reader:
 
 
 def parse(frame: bytes) -> Parsed:
-    """Parse an Ethernet frame as native/bpf/steer.bpf.c does."""
+    """Parse an Ethernet frame as native/bpf/packet.h does."""
     fields: dict[str, Any] = dict.fromkeys(
         ("sport", "dport", "tcp_flags", "vlan", "inner_vlan", "dscp", "fragment"), 0
     )
