@@ -92,13 +92,19 @@ static int pin(const struct fs_worker *worker, const cpu_set_t *set)
 	return sched_setaffinity(tid, sizeof(*set), set);
 }
 
-/* Whether the calling thread still is: an application may have chosen since. */
-static int is_where_we_pinned(void)
+/* Whether the calling thread may run on that CPU only. */
+static int is_confined_to(uint32_t cpu)
 {
 	cpu_set_t now;
 
-	return sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_COUNT(&now) == 1 &&
-	       fs_worker->cpu < CPU_SETSIZE && CPU_ISSET(fs_worker->cpu, &now);
+	return cpu < CPU_SETSIZE && sched_getaffinity(0, sizeof(now), &now) == 0 &&
+	       CPU_COUNT(&now) == 1 && CPU_ISSET(cpu, &now);
+}
+
+/* Whether the calling thread still is: an application may have chosen since. */
+static int is_where_we_pinned(void)
+{
+	return is_confined_to(fs_worker->cpu);
 }
 
 /* Let the calling thread roam as it did at first, if it was we who pinned it: what it starts without
@@ -112,6 +118,16 @@ int fs_unpin(void)
 		 sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity) == 0;
 	errno = saved;
 	return pinned;
+}
+
+/* What a worker's new thread does first: it inherited the worker's CPU, if that was pinned by us, be
+ * it by another process in the midst of pthread_create(). `cpu` is the worker's of before that.
+ */
+void fs_roam(const struct fs_worker *creator, uint32_t cpu)
+{
+	if (is_confined_to(cpu) ||
+	    (creator->pinned == FS_PINNED_YES && is_confined_to(creator->cpu)))
+		sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
 }
 
 void fs_pin_again(int pinned)
@@ -216,10 +232,13 @@ void fs_pin_workers(struct fs_listener *pl)
 			continue;
 		CPU_ZERO(&one);
 		CPU_SET(cpu, &one);
-		if (sched_getaffinity(worker->tid, sizeof(now), &now) == 0 &&
-		    !CPU_EQUAL(&one, &now) && pin(worker, &one) == 0)
-			worker->pinned = FS_PINNED_YES;
 		worker->cpu = cpu;
+		if (sched_getaffinity(worker->tid, sizeof(now), &now) < 0 || CPU_EQUAL(&one, &now))
+			continue;
+		/* first said, then done: what the worker starts meanwhile is to know that it was us */
+		__atomic_store_n(&worker->pinned, FS_PINNED_YES, __ATOMIC_SEQ_CST);
+		if (pin(worker, &one) < 0)
+			worker->pinned = FS_PINNED_NOT;
 	}
 }
 

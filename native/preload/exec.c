@@ -161,12 +161,51 @@ EXPORT FILE *popen(const char *command, const char *type)
 	return result;
 }
 
+struct thread {
+	void *(*start)(void *);
+	void *argument;
+	const struct fs_worker *creator;
+	uint32_t cpu; /* of the creator, FS_NO_CPU if Fastsocket did not pin it */
+};
+
+static void *begin(void *given)
+{
+	struct thread thread = *(struct thread *)given;
+
+	free(given);
+	fs_roam(thread.creator, thread.cpu);
+	return thread.start(thread.argument);
+}
+
+/* Whether the attributes name the one CPU that the thread is to have. */
+static int chooses_cpu(const pthread_attr_t *attributes)
+{
+	cpu_set_t set;
+
+	return attributes && pthread_attr_getaffinity_np(attributes, sizeof(set), &set) == 0 &&
+	       CPU_COUNT(&set) == 1;
+}
+
 EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
 			  void *(*start)(void *), void *argument)
 {
-	int pinned = fs_unpin(), result;
+	struct thread *new;
+	int result;
 
-	result = NEXT(pthread_create)(thread, attributes, start, argument);
-	fs_pin_again(pinned);
+	if (!fs_worker || fs_worker->pinned == FS_PINNED_NO_MORE || fs_page->listen_spawn != 2 ||
+	    chooses_cpu(attributes))
+		return NEXT(pthread_create)(thread, attributes, start, argument);
+	new = malloc(sizeof(*new));
+	if (!new)
+		return EAGAIN;
+	*new = (struct thread){
+		.start = start,
+		.argument = argument,
+		.creator = fs_worker,
+		.cpu = fs_worker->pinned == FS_PINNED_YES ? fs_worker->cpu : FS_NO_CPU,
+	};
+	result = NEXT(pthread_create)(thread, attributes, begin, new);
+	if (result)
+		free(new);
 	return result;
 }

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -24,6 +25,23 @@ PORT = 8080
 WEIGHED = 128  # FS_WEIGH_EACH of native/preload/fsocket.h
 MANY = 6 * WEIGHED  # connections of each worker
 LONG_S = 2.0  # ENOUGH + 1 times WEIGH_NS of native/preload/cpu.c, and more
+
+SLOW_TO_BEGIN = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <unistd.h>
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
+                   void *argument)
+{
+    int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *) =
+        dlsym(RTLD_NEXT, "pthread_create");
+
+    usleep(500000);
+    return next(thread, attributes, start, argument);
+}
+"""
 
 
 def served(app: Application) -> int:
@@ -63,3 +81,14 @@ def test_worker_whose_threads_work(who: str) -> None:
     assert [(slot["roams"], slot["pinned"]) for slot in slots] == [(roam, not roam)] * 2
     assert (cpus == {None}) == roam
     assert ("2 of 2 workers have no CPU of their own" in text) == roam
+
+
+def test_thread_that_begins_while_another_worker_pins_this_one(tmp_path: Path) -> None:
+    source, library = tmp_path / "slow.c", tmp_path / "slow.so"
+    source.write_text(SLOW_TO_BEGIN)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    server = [sys.executable, PROGRAMS / "begins_late.py", str(PORT)]
+    with Application(server, PORT, environment={"LD_PRELOAD": str(library)}) as app:
+        cpus = say(PORT).split()
+        assert [slot["pinned"] for slot in app.wait_for_slots(2)] == [True, True]
+    assert [int(cpu) for cpu in cpus] == sorted(os.sched_getaffinity(0))
