@@ -3,15 +3,21 @@
 
 Both raise KeyboardInterrupt, so that servers are ended and completed rounds are kept. Python drops
 an exception that a signal raises within a callback from C, such as libbpf's messages; hence a
-signal is also remembered, and asked for before each run.
+signal is also remembered, and asked for before each run. What follows soon, as from an impatient user, or from
+`timeout` beside a shell, does not interrupt what is ended then.
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from types import FrameType
 
 __all__ = ["check", "interruptible"]
+
+GRACE_SECONDS = 3.0
+"""For what is ended: servers, or a virtual machine."""
 
 
 class _Seen:
@@ -19,11 +25,15 @@ class _Seen:
 
     depth = 0
     pending = False
+    raised_at = -inf
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
     _Seen.pending = True
-    raise KeyboardInterrupt
+    now = time.monotonic()
+    if now - _Seen.raised_at > GRACE_SECONDS:
+        _Seen.raised_at = now
+        raise KeyboardInterrupt
 
 
 def check() -> None:
@@ -40,7 +50,7 @@ def check() -> None:
 def interruptible() -> Iterator[None]:
     """Treat both signals as an interrupt for a block; blocks may be nested."""
     if _Seen.depth == 0:
-        _Seen.pending = False
+        _Seen.pending, _Seen.raised_at = False, -inf
     before = {
         number: signal.signal(number, _remember) for number in (signal.SIGINT, signal.SIGTERM)
     }
