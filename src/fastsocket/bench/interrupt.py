@@ -3,8 +3,8 @@
 
 Both raise KeyboardInterrupt, so that servers are ended and completed rounds are kept. Python drops
 an exception that a signal raises within a callback from C, such as libbpf's messages; hence a
-signal is also remembered, and asked for before each run. What follows soon, as from an impatient user, or from
-`timeout` beside a shell, does not interrupt what is ended then.
+signal is also remembered, and asked for before each run. What follows soon, as from an impatient
+user, or from `timeout` beside a shell, does not interrupt what is ended then.
 """
 
 import signal
