@@ -52,9 +52,9 @@ _PAUSE = 0.2
 # measuring, which virtual CPUs that take turns get wrong. It does not say that it is a virtual one:
 # a kernel that knows takes spin locks of another kind, which report no contention. With
 # thread=multi QEMU 7.2 now and then runs code of before the kernel changed it, and the guest dies.
-# Without AppArmor Debian's kernel would take SELinux, whose locks all sockets share.
+# Debian's kernel takes SELinux where AppArmor is off, and all sockets share its locks: neither.
 _QEMU = "-accel tcg,thread=single -cpu qemu64,-hypervisor"
-_KERNEL = "lpj=4000000 mitigations=off apparmor=0 selinux=0 module_blacklist=powernow_k8"
+_KERNEL = "lpj=4000000 mitigations=off lsm=capability module_blacklist=powernow_k8"
 
 
 @dataclass(frozen=True)
