@@ -129,6 +129,29 @@ void lean_before_wait(void)
 	lean_release_all(FS_WAITED);
 }
 
+/* A loop that answers many connections and closes them in its next turn may take longer for them
+ * all than an answer may wait. Those that have waited go out without their FIN, which blames nobody:
+ * the rest of the loop's turn still saves it. The oldest stand first.
+ */
+static void release_old(void)
+{
+	uint32_t now = lean_ticks();
+
+	lean_unfold();
+	for (unsigned i = 0; i < lean_thread.count; i++) {
+		int fd = lean_thread.fd[i];
+		struct fd_entry *entry = fd_entry(fd);
+
+		if (!is_open(fd) || !(entry->lean & LEAN_HELD))
+			continue;
+		if (now - entry->at <= lean_slow_ticks / 2 || getpid() != fs_pid)
+			break;
+		lean_release(entry, fd, FS_NOTHING);
+		entry->lean = LEAN_PLAIN;
+	}
+	lean_fold();
+}
+
 static int is_regular_file(int fd)
 {
 	struct stat status;
@@ -165,6 +188,9 @@ void lean_before_io(int fd, int writes)
 		lean_release(entry, fd, FS_READ_ON);
 	if (is_settled(fd, writes))
 		return;
+	if (lean_slow_ticks &&
+	    getpid() == fs_pid) /* else a child of vfork(), or too early to tell */
+		release_old();
 	if (!(NEXT(fcntl)(fd, F_GETFL, NULL) & O_NONBLOCK) && !(writes && is_regular_file(fd))) {
 		if (!writes && is_open(fd)) /* for the rest of the request */
 			lean_release(entry, fd, FS_WAITED);
