@@ -177,12 +177,15 @@ static void *begin(void *given)
 	return thread.start(thread.argument);
 }
 
+#pragma weak pthread_attr_getaffinity_np /* musl has none */
+
 /* Whether the attributes name the one CPU that the thread is to have. */
 static int chooses_cpu(const pthread_attr_t *attributes)
 {
 	cpu_set_t set;
 
-	return attributes && pthread_attr_getaffinity_np(attributes, sizeof(set), &set) == 0 &&
+	return attributes && pthread_attr_getaffinity_np &&
+	       pthread_attr_getaffinity_np(attributes, sizeof(set), &set) == 0 &&
 	       CPU_COUNT(&set) == 1;
 }
 
