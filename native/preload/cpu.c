@@ -120,13 +120,12 @@ int fs_unpin(void)
 	return pinned;
 }
 
-/* What a worker's new thread does first: it inherited the worker's CPU, if that was pinned by us, be
- * it by another process in the midst of pthread_create(). `cpu` is the worker's of before that.
+/* What a thread does first that a worker began which was not pinned then: it may have inherited the CPU
+ * of one that was pinned in the midst of that.
  */
-void fs_roam(const struct fs_worker *creator, uint32_t cpu)
+void fs_roam(const struct fs_worker *creator)
 {
-	if (is_confined_to(cpu) ||
-	    (creator->pinned == FS_PINNED_YES && is_confined_to(creator->cpu)))
+	if (creator->pinned == FS_PINNED_YES && is_confined_to(creator->cpu))
 		sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
 }
 
@@ -168,9 +167,13 @@ static int move_worker(struct fs_listener *pl)
 		struct fs_worker *worker = fs_worker_of(&pl->slot[i]);
 
 		if (pl->slot[i].state != FS_SLOT_CLAIMED || pl->slot[i].cpu != fullest ||
-		    worker->pinned != FS_PINNED_YES || pin(worker, &one) < 0)
+		    worker->pinned != FS_PINNED_YES)
 			continue;
-		worker->cpu = emptiest;
+		worker->cpu = emptiest; /* first said, as it may be there before the call returns */
+		if (pin(worker, &one) < 0) {
+			worker->cpu = fullest;
+			continue;
+		}
 		change_cpu(pl, i, emptiest);
 		return 1;
 	}
@@ -235,9 +238,13 @@ void fs_pin_workers(struct fs_listener *pl)
 		worker->cpu = cpu;
 		if (sched_getaffinity(worker->tid, sizeof(now), &now) < 0 || CPU_EQUAL(&one, &now))
 			continue;
-		/* first said, then done: what the worker starts meanwhile is to know that it was us */
-		__atomic_store_n(&worker->pinned, FS_PINNED_YES, __ATOMIC_SEQ_CST);
-		if (pin(worker, &one) < 0)
+		/* First said, then done: what the worker starts meanwhile is to know that it was us.
+		 * Another may do it on account of another listener.
+		 */
+		if (__atomic_compare_exchange_n(&worker->pinned, &(uint32_t){FS_PINNED_NOT},
+						FS_PINNED_YES, 0, __ATOMIC_SEQ_CST,
+						__ATOMIC_SEQ_CST) &&
+		    pin(worker, &one) < 0)
 			worker->pinned = FS_PINNED_NOT;
 	}
 }

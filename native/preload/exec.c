@@ -161,11 +161,11 @@ EXPORT FILE *popen(const char *command, const char *type)
 	return result;
 }
 
+/* One that is begun by a worker while another process may pin that worker. */
 struct thread {
 	void *(*start)(void *);
 	void *argument;
 	const struct fs_worker *creator;
-	uint32_t cpu; /* of the creator, FS_NO_CPU if Fastsocket did not pin it */
 };
 
 static void *begin(void *given)
@@ -173,7 +173,7 @@ static void *begin(void *given)
 	struct thread thread = *(struct thread *)given;
 
 	free(given);
-	fs_roam(thread.creator, thread.cpu);
+	fs_roam(thread.creator);
 	return thread.start(thread.argument);
 }
 
@@ -192,23 +192,20 @@ static int chooses_cpu(const pthread_attr_t *attributes)
 EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
 			  void *(*start)(void *), void *argument)
 {
-	struct thread *new;
-	int result;
+	int may_be_pinned = fs_worker && fs_worker->pinned == FS_PINNED_NOT &&
+			    fs_page->listen_spawn == 2 && !chooses_cpu(attributes);
+	struct thread *new = may_be_pinned ? malloc(sizeof(*new)) : NULL;
+	int pinned, result;
 
-	if (!fs_worker || fs_worker->pinned == FS_PINNED_NO_MORE || fs_page->listen_spawn != 2 ||
-	    chooses_cpu(attributes))
-		return NEXT(pthread_create)(thread, attributes, start, argument);
-	new = malloc(sizeof(*new));
-	if (!new)
-		return EAGAIN;
-	*new = (struct thread){
-		.start = start,
-		.argument = argument,
-		.creator = fs_worker,
-		.cpu = fs_worker->pinned == FS_PINNED_YES ? fs_worker->cpu : FS_NO_CPU,
-	};
-	result = NEXT(pthread_create)(thread, attributes, begin, new);
-	if (result)
-		free(new);
+	if (new) {
+		*new = (struct thread){start, argument, fs_worker};
+		result = NEXT(pthread_create)(thread, attributes, begin, new);
+		if (result)
+			free(new);
+		return result;
+	}
+	pinned = fs_unpin();
+	result = NEXT(pthread_create)(thread, attributes, start, argument);
+	fs_pin_again(pinned);
 	return result;
 }

@@ -259,7 +259,7 @@ void fs_pin_workers(struct fs_listener *pl);
 void fs_level(struct fs_listener *pl);
 int fs_unpin(void);
 void fs_pin_again(int pinned);
-void fs_roam(const struct fs_worker *creator, uint32_t cpu);
+void fs_roam(const struct fs_worker *creator);
 void fs_weigh_threads(void);
 #define FS_WEIGH_EACH 128 /* connections; a power of two */
 extern cpu_set_t fs_first_affinity; /* of the process, when it began */

@@ -74,15 +74,12 @@ extern int __register_atfork(void (*prepare)(void), void (*parent)(void), void (
 
 static void in_child(void)
 {
-	int pinned = fs_worker && fs_worker->pinned == FS_PINNED_YES;
-
+	fs_unpin(); /* without us the child would roam */
 	fs_pid = getpid();
 	fs_era++;
 	fs_worker = NULL;
 	fs_last_epfd = -1;
 	fs_after_fork_in_child();
-	if (pinned) /* by us: without us the child would roam */
-		sched_setaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);
 }
 
 __attribute__((constructor)) static void start(void)

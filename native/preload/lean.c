@@ -130,24 +130,23 @@ void lean_before_wait(void)
 }
 
 /* A loop that answers many connections and closes them in its next turn may take longer for them
- * all than an answer may wait. Those that have waited go out without their FIN, which blames nobody:
- * the rest of the loop's turn still saves it. The oldest stand first.
+ * all than an answer may wait. Those that have waited go out without their FIN, which by itself blames
+ * nobody: the rest of the loop's turn still saves it.
  */
 static void release_old(void)
 {
 	uint32_t now = lean_ticks();
 
+	if (!lean_slow_ticks)
+		return;
 	lean_unfold();
 	for (unsigned i = 0; i < lean_thread.count; i++) {
 		int fd = lean_thread.fd[i];
 		struct fd_entry *entry = fd_entry(fd);
 
-		if (!is_open(fd) || !(entry->lean & LEAN_HELD))
-			continue;
-		if (now - entry->at <= lean_slow_ticks / 2 || getpid() != fs_pid)
-			break;
-		lean_release(entry, fd, FS_NOTHING);
-		entry->lean = LEAN_PLAIN;
+		if (is_open(fd) && entry->lean & LEAN_HELD &&
+		    now - entry->at > lean_slow_ticks / 2 && getpid() == fs_pid)
+			lean_release(entry, fd, FS_NOTHING);
 	}
 	lean_fold();
 }
@@ -195,6 +194,8 @@ void lean_before_io(int fd, int writes)
 		if (!writes && is_open(fd)) /* for the rest of the request */
 			lean_release(entry, fd, FS_WAITED);
 		lean_release_all(FS_SLEPT);
+	} else {
+		release_old();
 	}
 	errno = saved;
 }

@@ -8,11 +8,12 @@ import selectors
 import socket
 import sys
 import time
+from pathlib import Path
 from statistics import median
 
 import pytest
 
-from tests.apps.harness import PATIENCE_S, PROGRAMS, Application, wait_until
+from tests.apps.harness import PATIENCE_S, PROGRAMS, Application, say, wait_until
 from tests.apps.lean_tools import PORT, REQUEST, get, lean_state, learn, segments
 
 pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
@@ -20,40 +21,58 @@ pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
 AT_ONCE = 40
 TURNS = 12
 EACH_MS = 0.5  # an answer may wait for 1 ms
+SLOW_MS = 3
+SLOW_ANSWERS = 60
 
 
-def turns(milliseconds: float) -> Application:
-    return Application([sys.executable, PROGRAMS / "turns.py", str(PORT), str(milliseconds)], PORT)
+def turns(*log: Path) -> Application:
+    return Application([sys.executable, PROGRAMS / "turns.py", str(PORT), *log], PORT)
+
+
+def request(milliseconds: float) -> bytes:
+    return REQUEST.replace(b"GET /", b"GET /%g" % milliseconds)
 
 
 def answered(count: int) -> list[float]:
     """Send that many requests at once; return after how many seconds each was answered."""
+    after = []
     with selectors.DefaultSelector() as waiting:
-        for _ in range(count):
-            client = socket.create_connection(("127.0.0.1", PORT), PATIENCE_S)
-            waiting.register(client, selectors.EVENT_READ)
-        clients = [key.fileobj for key in waiting.get_map().values()]
+        clients = [socket.create_connection(("127.0.0.1", PORT), PATIENCE_S) for _ in range(count)]
         begun = time.monotonic()
         for client in clients:
-            assert isinstance(client, socket.socket)
-            client.sendall(REQUEST)
-        after = []
+            waiting.register(client, selectors.EVENT_READ, client)
+            client.sendall(request(EACH_MS))
         while waiting.get_map():
             for key, _ in waiting.select(PATIENCE_S):
-                client = key.fileobj
-                assert isinstance(client, socket.socket)
                 after.append(time.monotonic() - begun)
-                with client:
+                with key.data as client:
                     waiting.unregister(client)
                     assert client.recv(256).endswith(b"hello\n")
     return after
 
 
 def test_long_turn() -> None:
-    with turns(EACH_MS) as app:
+    with turns() as app:
         wait_until(lambda: b"200 OK" in get(), "the first answer")
         learn(app, get, ("hold", "ack"))
         shares = [median(after) / after[-1] for after in (answered(AT_ONCE) for _ in range(TURNS))]
         assert lean_state(app)["hold"]["drops"] == 0
         assert segments(get, AT_ONCE) <= 7.05
     assert median(shares) < 0.7  # 1, if all were sent when the turn ended
+
+
+def test_one_slow_answer_a_turn(tmp_path: Path) -> None:
+    """That it writes to a log file before it closes, which sends the answer, is no excuse."""
+    with turns(tmp_path / "log") as app:
+        wait_until(lambda: b"200 OK" in get(), "the first answer")
+        learn(app, get, ("hold", "ack"))
+        for _ in range(SLOW_ANSWERS):
+            say(PORT, request(SLOW_MS))
+        assert lean_state(app)["hold"]["drops"] == 1
+
+
+def test_log_after_a_quick_answer(tmp_path: Path) -> None:
+    with turns(tmp_path / "log") as app:
+        wait_until(lambda: b"200 OK" in get(), "the first answer")
+        learn(app, get, ("hold", "ack"))
+        assert segments(get, AT_ONCE) <= 7.05

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An asyncio server that computes after each answer: turns.py PORT MILLISECONDS.
+"""An asyncio server that computes after each answer, as long as asked: turns.py PORT [LOG].
 
-Connections that come at once are answered in one turn of the loop, and closed in the next.
+"GET /0.5" asks for half a millisecond. Connections that come at once are answered in one turn of the
+loop, and closed in the next.
 """
 
 import asyncio
+import os
 import sys
 import time
 
 ANSWER = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 6\r\n\r\nhello\n"
+LOG = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if sys.argv[2:] else 0
 
 
 class Server(asyncio.Protocol):
@@ -18,9 +21,11 @@ class Server(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(ANSWER)
-        end = time.monotonic() + float(sys.argv[2]) / 1000
+        end = time.monotonic() + float(data.split()[1][1:] or 0) / 1000
         while time.monotonic() < end:
             pass
+        if LOG:
+            os.write(LOG, b"answered\n")
         self.transport.close()
 
 
