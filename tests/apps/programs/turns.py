@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An asyncio server that computes after each answer, as long as asked: turns.py PORT [LOG].
 
-"GET /0.5" asks for half a millisecond. Connections that come at once are answered in one turn of the
-loop, and closed in the next.
+"GET /0.5" asks for half a millisecond. Connections that come at once are answered in one turn of
+the loop, and closed in the next.
 """
 
 import asyncio
