@@ -36,6 +36,10 @@ MEASURED = {
     "short-lighttpd": "short --server lighttpd --runs 20",
     "short-gunicorn": f"short --server gunicorn --runs 20 {TWO}",
     "short-uvicorn": f"short --server uvicorn --runs 20 {TWO}",
+    "short-uvicorn-everything": (
+        f"short --server uvicorn --lean-client --runs 60 {TWO}"
+        " --run-options='--defer-accept --fast-epoll'"
+    ),
     "short-granian": f"short --server granian --runs 20 {TWO}",
     "keepalive-nginx": "keepalive --server nginx --runs 20 --modes stock,fastsocket",
     "overhead": "overhead --runs 5",
@@ -46,8 +50,8 @@ MEASURED = {
     "stall-burn-demo": "stall-burn --server demo --runs 6 --seconds 4",
     "longlived-nginx": "longlived --server nginx --runs 6",
     "longlived-nginx-8": "longlived --server nginx --workers 8 --runs 6",
-    "proxy-nginx": "proxy --server nginx --runs 20 --modes stock,fastsocket",
-    "proxy-haproxy": "proxy --server haproxy-single-queue --runs 20 --modes stock,fastsocket",
+    "proxy-nginx": "proxy --server nginx --runs 60 --modes stock,fastsocket",
+    "proxy-haproxy": "proxy --server haproxy-single-queue --runs 60 --modes stock,fastsocket",
     "proxy-rule-nginx": "proxy-rule --server nginx --runs 12 --modes stock,fastsocket",
     "steer": "steer --runs 10",
     "local-redis": "local --server redis --runs 20",
