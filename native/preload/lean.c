@@ -187,9 +187,6 @@ void lean_before_io(int fd, int writes)
 		lean_release(entry, fd, FS_READ_ON);
 	if (is_settled(fd, writes))
 		return;
-	if (lean_slow_ticks &&
-	    getpid() == fs_pid) /* else a child of vfork(), or too early to tell */
-		release_old();
 	if (!(NEXT(fcntl)(fd, F_GETFL, NULL) & O_NONBLOCK) && !(writes && is_regular_file(fd))) {
 		if (!writes && is_open(fd)) /* for the rest of the request */
 			lean_release(entry, fd, FS_WAITED);
