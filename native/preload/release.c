@@ -4,6 +4,7 @@
  * in its queue goes to those that stay.
  */
 #include <errno.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fsocket.h"
@@ -39,6 +40,18 @@ static void hand_over(struct fs_listener *pl, int index, int fd)
 		fs_set_state(pl, index, FS_SLOT_FREE);
 }
 
+/* The program does not choose the slot any more, and handshakes that are under way end on it. One that
+ * ends at the instant in which the socket stops to listen is reset by the kernel, which then finds no
+ * queue for it (inet_csk_reqsk_queue_add). Those from within the host get the time to be over.
+ */
+static void let_handshakes_end(const struct fs_listener *pl)
+{
+	const struct timespec pause = {.tv_nsec = 1000000};
+
+	if (pl->tier == FS_TIER_MIGRATE && pl->claimed)
+		nanosleep(&pause, NULL);
+}
+
 /* The application closes its listener in this process. */
 void fs_release(struct listener *l, int index)
 {
@@ -53,6 +66,7 @@ void fs_release(struct listener *l, int index)
 	}
 	fs_abandon(pl, index);
 	slot->left_in = 0; /* no further thread of this process polls it */
+	let_handshakes_end(pl);
 	hand_over(pl, index, fs_fd_of_cookie(l->page_index, slot->cookie));
 	fs_level(pl);
 	if (pl->tier == FS_TIER_CLASSIC && pl->claimed)
@@ -115,6 +129,7 @@ static void leave(struct listener *l, struct fs_listener *pl, int index)
 	int fd = fs_fd_of_cookie(l->page_index, pl->slot[index].cookie);
 
 	fs_abandon(pl, index);
+	let_handshakes_end(pl);
 	if (pass_queue_on(pl, &pl->slot[index], fd))
 		NEXT(listen)(fd, pl->backlog);
 }
