@@ -130,10 +130,11 @@ void lean_before_wait(void)
 }
 
 /* A loop that answers many connections and closes them in its next turn may take longer for them
- * all than an answer may wait. Those that have waited go out without their FIN, which by itself blames
- * nobody: the rest of the loop's turn still saves it.
+ * all than an answer may wait. Those that have waited go out without their FIN, and the rest of the
+ * turn still saves it. Where the loop goes on with another connection, each is to blame for its own
+ * time only.
  */
-static void release_old(void)
+static void release_old(int goes_on)
 {
 	uint32_t now = lean_ticks();
 
@@ -144,9 +145,15 @@ static void release_old(void)
 		int fd = lean_thread.fd[i];
 		struct fd_entry *entry = fd_entry(fd);
 
-		if (is_open(fd) && entry->lean & LEAN_HELD &&
-		    now - entry->at > lean_slow_ticks / 2 && getpid() == fs_pid)
-			lean_release(entry, fd, FS_NOTHING);
+		if (!is_open(fd) || !(entry->lean & LEAN_HELD) ||
+		    now - entry->at <= lean_slow_ticks / 2 || getpid() != fs_pid)
+			continue;
+		if (goes_on) {
+			if (lean_slowness(entry) > 1)
+				lean_contradict(lean_of(entry), FS_MEANS_HOLD, FS_WAS_SLOW);
+			entry->at = now;
+		}
+		lean_release(entry, fd, FS_NOTHING);
 	}
 	lean_fold();
 }
@@ -192,7 +199,7 @@ void lean_before_io(int fd, int writes)
 			lean_release(entry, fd, FS_WAITED);
 		lean_release_all(FS_SLEPT);
 	} else {
-		release_old();
+		release_old(entry->kind == FD_CONNECTION);
 	}
 	errno = saved;
 }
