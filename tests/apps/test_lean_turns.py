@@ -23,10 +23,10 @@ pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
 AT_ONCE = 60
 TURNS = 12
 EACH_MS = 0.2  # an answer may wait for 1 ms
-SLOW_MS = 3
+SLOW_MS = 5
 WAITED_MS = 0.7
 QUICK_MS = 0.01
-SLOW_ANSWERS = 60
+SLOW_ANSWERS = 100
 
 
 def turns(*log: Path) -> Application:
