@@ -17,7 +17,7 @@
 #include <linux/types.h>
 
 #define FS_PAGE_MAGIC 0x46534f434b504731ULL /* "FSOCKPG1" */
-#define FS_PAGE_VERSION 3
+#define FS_PAGE_VERSION 4
 
 #define FS_MAX_LISTENERS 64
 #define FS_MAX_SLOTS 256 /* per listener; a power of two, used as a mask */
@@ -202,6 +202,8 @@ struct fs_page {
 	__u16 cpu_order[FS_MAX_CPUS]; /* keeper: CPUs to fill, physical cores first */
 	__u32 process[FS_MAX_PROCESSES]; /* shim: processes that share the page; keeper: forgets the dead */
 	__u32 lean; /* shim: means that workers may use, a bit for each; 0 = no lean connections */
+	__u32 busy_poll_us; /* keeper: how long waits look before they sleep, 0 = not at all */
+	__u32 polled; /* shim: waits that found events so, as each thread adds some at once */
 	struct fs_worker worker[FS_MAX_WORKERS];
 	struct fs_listener listener[FS_MAX_LISTENERS];
 } __attribute__((aligned(64)));

@@ -112,7 +112,7 @@ static void give_back(struct fs_listener *pl, int index, int fd)
 	fs_set_state(pl, index, FS_SLOT_FREE);
 	fs_unpublish(pl, &pl->slot[index]);
 	if (fd >= 0)
-		NEXT(shutdown)(fd, SHUT_RD);
+		fs_stop_listening(fd);
 	errno = error;
 }
 

@@ -234,13 +234,14 @@ static COLD int has_own_range(int fd)
 	return 1;
 }
 
-/* The calling CPU's slice, or NO_RANGE where that is of no use. */
-static uint32_t slice_for(int fd, const struct sockaddr *addr, socklen_t len)
+/* The calling CPU's slice, or NO_RANGE where that is of no use; `known`: the socket is TCP's. */
+static uint32_t slice_for(int fd, const struct sockaddr *addr, socklen_t len, int known)
 {
 	int cpu = sched_getcpu();
 
 	if (is_loopback(addr) || cpu < 0 || cpu >= FS_MAX_CPUS || !slice[cpu] ||
-	    is_used_up(addr, len) || !is_tcp(fd) || (unlikely(fs_own_ranges) && has_own_range(fd)))
+	    is_used_up(addr, len) || !(known || is_tcp(fd)) ||
+	    (unlikely(fs_own_ranges) && has_own_range(fd)))
 		return NO_RANGE;
 	return slice[cpu];
 }
@@ -257,7 +258,7 @@ static COLD int connect_otherwise(int fd, const struct sockaddr *addr, socklen_t
 	return NEXT(connect)(fd, addr, len);
 }
 
-static inline int connect_delivered(int fd, const struct sockaddr *addr, socklen_t len)
+static inline int connect_delivered(int fd, const struct sockaddr *addr, socklen_t len, int known)
 {
 	uint32_t ports;
 	int saved = errno;
@@ -266,7 +267,7 @@ static inline int connect_delivered(int fd, const struct sockaddr *addr, socklen
 		return NEXT(connect)(fd, addr, len);
 	if (!is_inet(addr, len))
 		return connect_otherwise(fd, addr, len);
-	ports = slice_for(fd, addr, len);
+	ports = slice_for(fd, addr, len, known);
 	errno = saved;
 	return ports ? connect_from(fd, addr, len, ports) : NEXT(connect)(fd, addr, len);
 }

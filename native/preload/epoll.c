@@ -37,9 +37,7 @@ static volatile int busy; /* a wait or a change of the queue is under way */
 static int merged; /* calls that were not made, since that was last published */
 static enum fs_fast_epoll state = FS_FAST_EPOLL_ON;
 
-/* Since glibc 2.32: 0 while there may be other threads. */
-extern char __libc_single_threaded __attribute__((weak));
-
+/* As fs_alone(), where fast_start() has found that the C library tells. */
 static inline int alone(void)
 {
 	return likely(__libc_single_threaded);

@@ -33,6 +33,9 @@
 #define EXPORT __attribute__((visibility("default")))
 #define COLD __attribute__((noinline, cold))
 
+/* Since glibc 2.32: 0 while there may be other threads. Not hidden: it is the C library's. */
+extern char __libc_single_threaded __attribute__((weak));
+
 /* What is not a wrapper is reached without the table for names that others may define. */
 #pragma GCC visibility push(hidden)
 
@@ -176,6 +179,12 @@ static inline struct listener *listener_of(int fd)
 /* fds.c */
 int fs_each_fd(int (*visit)(int fd, const void *data), const void *data);
 
+/* Whether this is surely the only thread of its process. */
+static inline int fs_alone(void)
+{
+	return &__libc_single_threaded && __libc_single_threaded;
+}
+
 /* Nanoseconds of the clock that the select program reads, too. */
 static inline uint64_t fs_now(void)
 {
@@ -190,6 +199,11 @@ extern int fs_deliver; /* connections take their port from the CPU's slice */
 extern int fs_own_ranges; /* the application sets ranges of local ports itself */
 void fs_slices_find(void);
 int fs_bind_now(int fd);
+
+/* busy_poll.c: how long a wait looks for events before it sleeps; 0 = it sleeps at once */
+extern unsigned fs_busy_poll_us;
+void fs_busy_poll_find(void);
+int fs_wait_busily(int epfd, struct epoll_event *events, int max, int timeout);
 
 /* private.c: descriptors that the application does not know of */
 int fs_private(int fd);
@@ -212,6 +226,7 @@ uint64_t fs_cookie(int fd);
 void fs_listener_add(int fd, int backlog, int inherited);
 void fs_listener_close(struct listener *l);
 void fs_listener_forget(struct listener *l);
+int fs_listens(int fd);
 void fs_adopt_inherited(void);
 void fs_register_process(void);
 void fs_before_fork(void);
@@ -238,6 +253,7 @@ int fs_publish_all(struct listener *l, struct fs_listener *pl);
 
 /* release.c */
 void fs_release(struct listener *l, int slot);
+int fs_stop_listening(int fd);
 void fs_stop(struct listener *l);
 void fs_go_on(struct listener *l, int backlog);
 void fs_thread_ends(void *worker);

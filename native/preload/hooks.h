@@ -58,7 +58,9 @@
 	HOOK(int, fcntl64, (int fd, int command, void *value), (fd, command, value)) \
 	HOOK(ssize_t, sendmsg, (int fd, const struct msghdr *message, int flags), (fd, message, flags)) \
 	HOOK(int, sendmmsg, (int fd, struct mmsghdr *messages, unsigned count, int flags), (fd, messages, count, flags)) \
-	HOOK(pid_t, vfork, (void), ())
+	HOOK(pid_t, vfork, (void), ()) \
+	HOOK(pid_t, _Fork, (void), ()) \
+	HOOK(int, clone, (int (*start)(void *), void *stack, int flags, void *argument, pid_t *parent, void *tls, pid_t *child), (start, stack, flags, argument, parent, tls, child))
 
 /* What makes an epoll instance. */
 #define FS_EPOLL_HOOKS(HOOK) \

@@ -76,6 +76,7 @@ static void in_child(void)
 {
 	fs_unpin(); /* without us the child would roam */
 	fs_pid = getpid();
+	lean_begins();
 	fs_era++;
 	fs_worker = NULL;
 	fs_last_epfd = -1;
@@ -99,6 +100,7 @@ __attribute__((constructor)) static void start(void)
 	pthread_key_create(&fs_thread_key, fs_thread_ends);
 	fs_keeper_find();
 	fs_resume_find();
+	fs_busy_poll_find();
 	lean_start();
 	fast_start();
 	sched_getaffinity(0, sizeof(fs_first_affinity), &fs_first_affinity);

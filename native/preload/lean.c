@@ -9,7 +9,7 @@
 #include "lean.h"
 
 __thread struct lean_thread lean_thread;
-uint16_t lean_spawns;
+uint16_t lean_spawns, lean_born;
 
 static int is_open(int fd)
 {
@@ -102,8 +102,8 @@ void lean_release_all(enum fs_contradiction why)
 {
 	unsigned count, kept = 0;
 
-	if (!lean_thread.only || getpid() != fs_pid)
-		return; /* a child of vfork() may have closed them; its parent will see to it */
+	if (!lean_thread.only || lean_is_child())
+		return; /* it may have closed them; its parent will see to it */
 	if (lean_fast_open) /* their SYN would wait for ever */
 		lean_clients_wait();
 	lean_unfold();
@@ -146,7 +146,7 @@ static void release_old(int goes_on)
 		struct fd_entry *entry = fd_entry(fd);
 
 		if (!is_open(fd) || !(entry->lean & LEAN_HELD) ||
-		    now - entry->at <= lean_slow_ticks / 2 || getpid() != fs_pid)
+		    now - entry->at <= lean_slow_ticks / 2 || lean_is_child())
 			continue;
 		if (goes_on) {
 			if (lean_slowness(entry) > 1)
@@ -218,10 +218,10 @@ void lean_shared(int fd)
 	entry->lean = LEAN_PLAIN;
 }
 
-/* Before a fork of any kind, or an exec. */
+/* Before a fork of any kind, or an exec. No promise of the thread is left. */
 void lean_spawn(void)
 {
-	lean_clients_wait();
+	lean_clients_spawn();
 	lean_release_all(FS_SHARED);
 	__atomic_fetch_add(&lean_spawns, 1, __ATOMIC_RELAXED);
 }

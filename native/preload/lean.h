@@ -16,14 +16,16 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "fsocket.h"
 
 #ifndef FS_LEAN
 
 #define lean_start() ((void)0)
-#define lean_connect(fd, addr, len, next) (next)(fd, addr, len)
+#define lean_connect(fd, addr, len, next) (next)(fd, addr, len, 0)
 #define lean_spawn() ((void)0)
+#define lean_begins() ((void)0)
 #define lean_shared(fd) ((void)(fd))
 #define lean_relearn(l, pl) ((void)(l), (void)(pl))
 #define lean_opened(entry, l, pl) ((void)(entry), (void)(l), (void)(pl))
@@ -87,6 +89,7 @@ struct lean_thread {
 
 extern __thread struct lean_thread lean_thread;
 extern uint16_t lean_spawns; /* forks and execs: what was open then is shared from then on */
+extern uint16_t lean_born; /* lean_spawns when this process began */
 extern uint32_t lean_slow_ticks;
 extern uint32_t lean_allowed; /* means that may be used, a bit for each */
 extern int lean_fast_open;
@@ -129,14 +132,29 @@ int lean_slowness(const struct fd_entry *entry);
 
 /* lean_client.c */
 int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
-		 int (*next)(int, const struct sockaddr *, socklen_t));
+		 int (*next)(int, const struct sockaddr *, socklen_t, int is_tcp));
 void lean_client_wrote(struct fd_entry *entry, int fd);
 void lean_client_reads(struct fd_entry *entry, int fd);
 void lean_client_ends(struct fd_entry *entry, int fd);
 void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned events);
 void lean_clients_wait(void);
+void lean_clients_spawn(void);
 
 #pragma GCC visibility pop
+
+/* This process was forked. */
+static inline void lean_begins(void)
+{
+	lean_born = lean_spawns;
+}
+
+/* Whether this is a child that begins without its fork being told, by vfork() or clone(). Nobody asks the
+ * kernel where there never was one.
+ */
+static inline int lean_is_child(void)
+{
+	return unlikely(lean_spawns != lean_born) && getpid() != fs_pid;
+}
 
 /* A clock that is quick to read; fd_entry.at has its lower half, which wraps around in a second. */
 static inline uint64_t lean_ticks(void)

@@ -33,8 +33,6 @@ static struct destination {
 	uint8_t on;
 } destinations[DESTINATIONS];
 
-extern char __libc_single_threaded __attribute__((weak)); /* since glibc 2.32 */
-
 static unsigned hash(const void *data, size_t size, uint32_t seed)
 {
 	const unsigned char *byte = data;
@@ -101,7 +99,7 @@ static int tcp_state(int fd)
 }
 
 /* Send the ACK, or the SYN, and look no further. Before the handshake ended, nothing speaks
- * against the destination; after it, what `against` makes of that.
+ * against the destination; after it, what `against` makes of that, if anything.
  */
 static void give_up(struct fd_entry *entry, int fd, void (*against)(struct destination *))
 {
@@ -113,7 +111,7 @@ static void give_up(struct fd_entry *entry, int fd, void (*against)(struct desti
 	state = tcp_state(fd);
 	if (state == TCP_SYN_SENT && lean_fast_open)
 		NEXT(send)(fd, "", 0, MSG_DONTWAIT | MSG_NOSIGNAL);
-	else if (state == TCP_ESTABLISHED)
+	else if (state == TCP_ESTABLISHED && against)
 		against(&destinations[entry->slot]);
 	entry->lean = 0;
 	errno = saved;
@@ -133,9 +131,11 @@ static void promise(int fd)
 	lean_fold();
 }
 
-/* connect(), the rest of which is done by `next`. */
+/* connect(), the rest of which is done by `next`; an option of TCP that the socket took tells it that
+ * the socket is one.
+ */
 int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
-		 int (*next)(int, const struct sockaddr *, socklen_t))
+		 int (*next)(int, const struct sockaddr *, socklen_t, int is_tcp))
 {
 	int to = addr ? destination_of(addr, len) : -1, zero = 0, one = 1, result, on, saved;
 	struct fd_entry *entry = fd_entry(fd);
@@ -143,12 +143,12 @@ int lean_connect(int fd, const struct sockaddr *addr, socklen_t len,
 
 	lean_may_sleep(FS_SLEPT);
 	if (to < 0 || entry == fd_entry(-1) || entry->kind != FD_OTHER)
-		return next(fd, addr, len); /* or asks how the connect goes that it began */
+		return next(fd, addr, len, 0); /* or asks how the connect goes that it began */
 	on = destinations[to].on && lean_thread.clients < LEAN_CLIENTS &&
 	     NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_QUICKACK, &zero, sizeof(zero)) == 0;
-	if (on && lean_fast_open && &__libc_single_threaded && __libc_single_threaded)
+	if (on && lean_fast_open && fs_alone())
 		NEXT(setsockopt)(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &one, sizeof(one));
-	result = next(fd, addr, len);
+	result = next(fd, addr, len, on);
 	if (result < 0 && errno != EINPROGRESS) {
 		saved = errno;
 		if (on) /* there may be a connection already */
@@ -220,6 +220,12 @@ void lean_client_polls(struct fd_entry *entry, int fd, int polls, unsigned event
 		entry->lean &= ~(LEAN_POLLED | LEAN_LEVEL);
 }
 
+/* Whether the calling thread owes an ACK for it. */
+static int owes(const struct fd_entry *entry)
+{
+	return entry->kind == FD_CLIENT && entry->lean & LEAN_OWED && entry->at == owner();
+}
+
 /* Whether an edge is still to come, or may be: then the wait that follows ends with it at once. One
  * that came before is not told again. A connect that takes longer is not asked after for ever.
  */
@@ -236,26 +242,41 @@ static int may_owe(const struct fd_entry *entry, int fd)
 	return entry->lean & LEAN_LEVEL || (entry->lean & LEAN_POLLED && edge_to_come(entry, fd));
 }
 
-/* The thread will wait for events. */
-void lean_clients_wait(void)
+/* Keep what was promised, as far as the thread may not owe it. A process that begins another says
+ * nothing of what it connected.
+ */
+static void see_to(int spawns)
 {
 	unsigned count = lean_thread.clients, kept = 0;
 
-	if (!count || getpid() != fs_pid)
+	if (!count || lean_is_child())
 		return;
 	lean_unfold();
 	for (unsigned i = 0; i < count; i++) {
 		int fd = lean_thread.client[i];
 		struct fd_entry *entry = fd_entry(fd);
-		unsigned bits = entry->lean;
 
-		if (entry->kind != FD_CLIENT || !(bits & LEAN_OWED) || entry->at != owner())
+		if (!owes(entry))
 			continue;
-		if (may_owe(entry, fd))
+		if (spawns)
+			give_up(entry, fd, NULL);
+		else if (may_owe(entry, fd))
 			lean_thread.client[kept++] = fd;
 		else
-			give_up(entry, fd, bits & LEAN_POLLED ? doubt : did_not);
+			give_up(entry, fd, entry->lean & LEAN_POLLED ? doubt : did_not);
 	}
 	lean_thread.clients = kept;
 	lean_fold();
+}
+
+/* The thread will wait for events. */
+void lean_clients_wait(void)
+{
+	see_to(0);
+}
+
+/* Before a fork of any kind, or an exec. */
+void lean_clients_spawn(void)
+{
+	see_to(1);
 }

@@ -154,7 +154,7 @@ void lean_judge_close(struct fd_entry *entry, int fd, int last)
 	struct fs_lean *lean = lean_of(entry);
 	int saved = errno, held = entry->lean & LEAN_HELD;
 
-	if (entry->spawns != lean_spawns || (held && getpid() != fs_pid)) {
+	if (entry->spawns != lean_spawns || (held && lean_is_child())) {
 		lean_release(entry, fd, FS_SHARED); /* a child of vfork() closes its own copy */
 	} else if (!(entry->lean & LEAN_WROTE)) {
 		; /* the client went away, which says nothing of the application */

@@ -130,12 +130,19 @@ void fs_listener_forget(struct listener *l)
 	errno = saved;
 }
 
-static int adopt(int fd, const void *data __attribute__((unused)))
+/* Whether it is a socket that listens. */
+int fs_listens(int fd)
 {
 	int listening = 0;
 	socklen_t length = sizeof(listening);
 
-	if (NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening)
+	NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length);
+	return listening;
+}
+
+static int adopt(int fd, const void *data __attribute__((unused)))
+{
+	if (fs_listens(fd))
 		fs_listener_add(fd, SOMAXCONN, 1);
 	return 0;
 }

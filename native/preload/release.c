@@ -9,13 +9,21 @@
 
 #include "fsocket.h"
 
+/* Stop a socket to listen; returns whether it listened. One that does not must not be shut again:
+ * the kernel would mark it, and what it accepts after a further listen() would read as ended.
+ */
+int fs_stop_listening(int fd)
+{
+	return fs_listens(fd) && NEXT(shutdown)(fd, SHUT_RD) == 0;
+}
+
 /* Let the kernel move an orphan's queue to the slots that are polled: a socket that stops to
  * listen hands it over. Returns whether it did stop.
  */
 static int pass_queue_on(struct fs_listener *pl, struct fs_slot *slot, int fd)
 {
 	if (pl->tier != FS_TIER_MIGRATE || slot->state != FS_SLOT_ORPHAN || !pl->claimed ||
-	    !slot->published || fd < 0 || NEXT(shutdown)(fd, SHUT_RD) < 0)
+	    !slot->published || fd < 0 || !fs_stop_listening(fd))
 		return 0;
 	slot->published = 0;
 	return 1;
@@ -95,11 +103,11 @@ void fs_stop(struct listener *l)
 
 		if (!belongs_to(l, slot) || fd < 0)
 			continue;
-		NEXT(shutdown)(fd, SHUT_RD); /* ENOTCONN: the application did just that */
+		fs_stop_listening(fd); /* but the one that the application just stopped */
 		fs_unpublish(pl, slot);
 	}
 	if (l->origin >= 0)
-		NEXT(shutdown)(l->origin, SHUT_RD);
+		fs_stop_listening(l->origin);
 	fs_unlock(&pl->lock, &guard);
 }
 

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -131,6 +132,26 @@ void fast_raw(long number)
 	}
 }
 #endif
+
+int hook_clone(int (*start)(void *), void *stack, int flags, void *argument, pid_t *parent,
+	       void *tls, pid_t *child) NAMED("clone");
+
+int hook_clone(int (*start)(void *), void *stack, int flags, void *argument, pid_t *parent,
+	       void *tls, pid_t *child)
+{
+	if (!(flags & CLONE_THREAD)) {
+		lean_spawn();
+		fast_spawns();
+	}
+	return NEXT(clone)(start, stack, flags, argument, parent, tls, child);
+}
+
+EXPORT pid_t _Fork(void)
+{
+	lean_spawn();
+	fast_spawns();
+	return NEXT(_Fork)();
+}
 
 static void *vfork_next;
 

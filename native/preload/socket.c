@@ -106,8 +106,7 @@ EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
 /* Listeners that another process hands over (HAProxy's expose-fd) are known from here on. */
 static COLD void received(struct msghdr *message)
 {
-	int saved = errno, listening, fd;
-	socklen_t length;
+	int saved = errno, fd;
 
 	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head;
 	     head = CMSG_NXTHDR(message, head)) {
@@ -115,9 +114,7 @@ static COLD void received(struct msghdr *message)
 			continue;
 		for (size_t at = 0; CMSG_LEN(at + sizeof(fd)) <= head->cmsg_len; at += sizeof(fd)) {
 			memcpy(&fd, CMSG_DATA(head) + at, sizeof(fd));
-			length = sizeof(listening);
-			if (!NEXT(getsockopt)(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) &&
-			    listening)
+			if (fs_listens(fd))
 				fs_listener_add(fd, SOMAXCONN, 1);
 		}
 	}

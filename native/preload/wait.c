@@ -152,8 +152,12 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
 	wait_begins(timeout != 0);
 	fast_wait_begins(timeout == 0);
 	do
-		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
-					  NEXT(epoll_wait)(epfd, events, max, timeout);
+		if (fast_refused())
+			result = fast_wait_refused(epfd, events, max);
+		else if (unlikely(fs_busy_poll_us) && timeout)
+			result = fs_wait_busily(epfd, events, max, timeout);
+		else
+			result = NEXT(epoll_wait)(epfd, events, max, timeout);
 	while (fast_hides(epfd, events, max, &result));
 	wait_ends();
 	return result;
@@ -168,8 +172,12 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
 	wait_begins(timeout != 0);
 	fast_wait_begins(timeout == 0);
 	do
-		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
-					  NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
+		if (fast_refused())
+			result = fast_wait_refused(epfd, events, max);
+		else if (unlikely(fs_busy_poll_us) && timeout && !mask)
+			result = fs_wait_busily(epfd, events, max, timeout);
+		else
+			result = NEXT(epoll_pwait)(epfd, events, max, timeout, mask);
 	while (fast_hides(epfd, events, max, &result));
 	wait_ends();
 	return result;

@@ -34,6 +34,8 @@ ALLOWED = {
     "lean": '"auto" or "off"',
     "defer_accept": "0 (off) or 1 (on)",
     "fast_open": "0 (off) or 1 (on)",
+    "batch": "0 (off) or 1 (on)",
+    "busy_poll_us": "microseconds, 0 (off) to 1000",
     "slots": "0 (two for each CPU that the application may use) to 256",
 }
 
@@ -57,6 +59,10 @@ class Parameters:
         lean: `auto` learns per listener which segments a connection can do without; `off`.
         defer_accept: 1 lets `lean` hide connections that have no request yet, for a second at most.
         fast_open: 1 lets `lean` use TCP Fast Open, which may hand a request over twice.
+        batch: 1 starts the application with the scheduling policy SCHED_BATCH: what wakes up does
+            not interrupt what runs on its CPU, and serves more at once.
+        busy_poll_us: How long epoll_wait looks for events before it sleeps, in microseconds, as
+            long as that often finds some.
         slots: Listening sockets that are bound ahead, before a fork or a change of user; 0 is
             two for each CPU that may be used, for a reload doubles the workers, and 16 at least.
     """
@@ -70,6 +76,8 @@ class Parameters:
     lean: str = "auto"
     defer_accept: int = 0
     fast_open: int = 0
+    batch: int = 0
+    busy_poll_us: int = 0
     slots: int = 0
 
 
@@ -85,6 +93,8 @@ _VALUES: Mapping[str, Container[Any]] = {
     "lean": ("auto", "off"),
     "defer_accept": (0, 1),
     "fast_open": (0, 1),
+    "batch": (0, 1),
+    "busy_poll_us": range(1001),
     "slots": range(257),
 }
 

@@ -180,8 +180,12 @@ def test_a_server_that_does_not_start_is_one_line():
 
 
 def test_bad_words_are_usage_errors():
-    for words in (["--modes", "fast"], ["--runs", "0"], ["--server", "apache"], ["--seed", "-1"]):
-        done = call("bench", "short", *words)
+    for scenario, *words in (
+        *(["short", "--modes", "fast"], ["short", "--runs", "0"], ["short", "--server", "apache"]),
+        *(["short", "--seed", "-1"], ["short", "--client", "fastsocket-kv"]),
+        *(["local", "--client", "wrk"], ["local", "--server", "nginx", "--client", "pgbench"]),
+    ):
+        done = call("bench", scenario, *words)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
 

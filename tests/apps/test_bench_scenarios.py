@@ -221,6 +221,16 @@ def test_pgbench_on_the_local_fast_path():
     assert got["fastsocket"]["past_tcp_percent"] > 80
 
 
+@pytest.mark.parametrize("client", ["auto", "redis-benchmark", "fastsocket-kv"])
+def test_redis_on_the_local_fast_path_by_either_client(client):
+    words = ("--server", "redis", "--modes", "fastsocket", "--seconds", "0.3", "--client", client)
+    document = document_of("local", *words)
+    assert document["client"] == ("redis-benchmark" if client == "auto" else client)
+    got = document["modes"]["fastsocket"]
+    assert got["rps"]["median"] > 1000
+    assert got["past_tcp_percent"]["median"] > 99
+
+
 @pytest.mark.parametrize("server", ["haproxy", "nginx"])
 def test_packets_for_a_stock_proxy_come_in_anywhere(server):
     got = bench("proxy", "--server", server, "--modes", "stock", "--seconds", "0.5")["stock"]

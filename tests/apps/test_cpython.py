@@ -2,6 +2,7 @@
 """CPython's own network tests give the same results with the library preloaded as without."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,9 +59,13 @@ def test_preloaded() -> None:
     check(cpython.compare(cpython.MODULES, cpython.sides()), fewest=2500)
 
 
-def test_fast_epoll() -> None:
+@pytest.mark.parametrize("busy_poll_us", [0, 100])
+def test_fast_epoll(busy_poll_us: int) -> None:
     """What waits with epoll, in processes without the threads that would switch it off."""
-    check(cpython.compare(FAST_EPOLL, cpython.sides(library=cpython.EPOLL)), fewest=200)
+    stock, ours = cpython.sides(library=cpython.EPOLL)
+    variables = {**ours.variables, "FASTSOCKET_BUSY_POLL": str(busy_poll_us)}
+    sides = (stock, replace(ours, variables=variables))
+    check(cpython.compare(FAST_EPOLL, sides), fewest=200)
 
 
 def test_launched() -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.harness import Application, listening, on_cpu, say, wait_until
+from tests.apps.harness import (
+    PATIENCE_S,
+    Application,
+    listening,
+    on_cpu,
+    say,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
 
@@ -139,6 +146,14 @@ def test_shutdown_stops_all_and_listen_revives_them(cpus: list[int], tmp_path: P
         wait_until(
             lambda: [found.backlog for found in listening(PORT)] == [50, 50], "both to listen"
         )
+        for cpu in cpus[:2]:
+            with on_cpu(cpu), socket.create_connection(("127.0.0.1", PORT)) as client:
+                client.settimeout(0.1)
+                with pytest.raises(TimeoutError):  # its worker waits for what it will say
+                    client.recv(100)
+                client.settimeout(PATIENCE_S)
+                client.sendall(b"?")
+                assert client.recv(100)
         assert len(clients(cpus)) == 2
         assert app.stop() == 0
 

@@ -28,6 +28,8 @@ GOOD = {
     "lean": ("auto", "off"),
     "defer_accept": (0, 1),
     "fast_open": (0, 1),
+    "batch": (0, 1),
+    "busy_poll_us": (0, 1000),
     "slots": (0, 256),
 }
 WRONG = {
@@ -40,6 +42,8 @@ WRONG = {
     "lean": ("on", True),
     "defer_accept": (2, True),
     "fast_open": (2, False),
+    "batch": (2, True),
+    "busy_poll_us": (-1, 1001, True, "20"),
     "slots": (-1, 257, [1]),
 }
 

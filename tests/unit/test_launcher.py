@@ -50,5 +50,7 @@ def test_the_environment_switches_nothing_on_that_the_parameters_leave_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FASTSOCKET_LEAN", "fast-open")
+    monkeypatch.setenv("FASTSOCKET_BUSY_POLL", "50")
     environment = launcher._environment(Path("/usr/lib/libfsocket.so"), Parameters())
     assert environment["FASTSOCKET_LEAN"] == ""
+    assert environment["FASTSOCKET_BUSY_POLL"] == "0"

@@ -6,7 +6,6 @@ SYN. The kernel keeps program and map as long as the group has sockets, and they
 there: there is no state elsewhere. Detaching leaves what the server had, the kernel's hash.
 """
 
-import ctypes
 import errno
 import os
 import socket
@@ -21,12 +20,12 @@ from typing import Any
 from fastsocket.bpf.libbpf import BpfError, BpfObject, Map
 from fastsocket.bpf.objects import map_info, program_maps, programs
 from fastsocket.errors import ConflictError, FastsocketError, MissingFeatureError
+from fastsocket.host.syscalls import syscall
 from fastsocket.listen.layout import MAX_SLOTS
 from fastsocket.native import native_file
 
 __all__ = ["Group", "Member", "attach", "detach", "groups_of"]
 
-SYS_PIDFD_GETFD = 438  # the same on every architecture
 # include/uapi/asm-generic/socket.h
 SO_ATTACH_REUSEPORT_EBPF = 52
 SO_COOKIE = 57
@@ -150,14 +149,15 @@ def _listeners(pid: int, stack: ExitStack) -> Iterator[tuple[socket.socket, bool
                 lines = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().splitlines()
                 polled |= {int(line.split()[1]) for line in lines if line.startswith("tfd:")}
     for number in sorted(numbers):
-        fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
-        if fd < 0:
-            if ctypes.get_errno() == errno.EPERM:
-                raise MissingFeatureError(
-                    f"the sockets of process {pid} cannot be borrowed",
-                    os.strerror(errno.EPERM),
-                    _PRIVILEGE,
-                )
+        try:
+            fd = syscall("pidfd_getfd", pidfd, number, 0)
+        except PermissionError as error:
+            raise MissingFeatureError(
+                f"the sockets of process {pid} cannot be borrowed",
+                str(error.strerror),
+                _PRIVILEGE,
+            ) from error
+        except OSError:
             continue
         held = socket.socket(fileno=fd)
         if held.family in (socket.AF_INET, socket.AF_INET6) and _listens(held):

@@ -127,6 +127,7 @@ class Keeper:
 
     def status(self) -> dict[str, Any]:
         """Return what `fastsocket status` shows of this application, ready for JSON."""
+        in_batch = self.processes.in_batch()
         return {
             "pid": self.pid,
             "keeper": os.getpid(),
@@ -135,7 +136,11 @@ class Keeper:
             "reasons": self.reasons,
             "refused": self.refused,
             "listen_spawn": self.page.view.listen_spawn,
+            "busy_poll_us": self.page.view.busy_poll_us,
+            "polled": self.page.view.polled,
             "processes": list(self.processes),
+            "batch": len(in_batch),
+            "batch_slice_ms": min(in_batch, default=0) / 1e6,
             "listeners": snapshot(self.page.view, queues(), self.listeners.placed()),
             "listen_overflows": listen_overflows(),
             "deliver": self._deliver and self._deliver.status(),

@@ -6,11 +6,13 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from fastsocket.app.protocol import new_socket_name
 from fastsocket.app.resume import SEPARATOR, resume_words
+from fastsocket.app.scheduling import take_batch
 from fastsocket.bpf.objects import map_info
 from fastsocket.config import Parameters
 from fastsocket.errors import FastsocketError
@@ -85,6 +87,7 @@ def _environment(library: Path, parameters: Parameters) -> dict[str, str]:
     others = environment.get("LD_PRELOAD")
     environment["LD_PRELOAD"] = f"{library}:{others}" if others else str(library)
     environment["FASTSOCKET_LISTEN_SPAWN"] = str(parameters.enable_listen_spawn)
+    environment["FASTSOCKET_BUSY_POLL"] = str(parameters.busy_poll_us)
     environment["FASTSOCKET_LEAN"] = ",".join(_lean_words(parameters))
     return environment
 
@@ -107,6 +110,7 @@ def _of_library(parameters: Parameters) -> str:
         "fast epoll": parameters.enable_fast_epoll,
         "defer-accept": parameters.defer_accept,
         "fast-open": parameters.fast_open,
+        "busy polling": parameters.busy_poll_us,
     }
     return " and ".join(name for name, wanted in asked.items() if wanted)
 
@@ -127,12 +131,20 @@ def _deliver(preloads: bool) -> "Deliver | None":
     try:
         return Deliver(preloads)
     except FastsocketError as error:
-        _go_without(error)
+        _go_without("receive flow deliver", error)
         return None
 
 
-def _go_without(error: FastsocketError) -> None:
-    print(f"fastsocket: runs without receive flow deliver: {error}", file=sys.stderr)
+def _go_without(what: str, error: FastsocketError) -> None:
+    print(f"fastsocket: runs without {what}: {error}", file=sys.stderr)
+
+
+def _schedule() -> None:
+    """Take the policy and the time slice of --batch; where that cannot be, say why and go on."""
+    try:
+        take_batch()
+    except FastsocketError as error:
+        _go_without("batch", error)
 
 
 def launch(
@@ -157,14 +169,17 @@ def launch(
     by_library = deliver is not None and deliver.hooks is None
     preloads = program.preloadable and (parameters.enable_listen_spawn != 0 or by_library)
     if not program.preloadable:
-        how = (
-            "only connections that it opens are steered"
-            if deliver
-            else "runs as without Fastsocket"
-        )
+        given = {
+            "its outgoing connections steered": deliver,
+            "the policy of --batch": parameters.batch,
+        }
+        besides = " and ".join(name for name, wanted in given.items() if wanted)
+        how = f"gets only {besides}" if besides else "runs as without Fastsocket"
         print(f"fastsocket: {how}: {program.why}", file=sys.stderr)
-    elif not preloads and (unused := _of_library(parameters)):
+    elif not parameters.enable_listen_spawn and (unused := _of_library(parameters)):
         print(f"fastsocket: {unused}: not used, for listen spawn is off", file=sys.stderr)
+    if not (program.preloadable and parameters.enable_listen_spawn):
+        parameters = replace(parameters, busy_poll_us=0)  # as the status page tells it
     with contextlib.ExitStack() as undo:
         if deliver:
             undo.callback(deliver.close)  # unless the keeper has it, nobody else would
@@ -186,7 +201,9 @@ def launch(
         try:
             deliver.enter()
         except FastsocketError as error:
-            _go_without(error)
+            _go_without("receive flow deliver", error)
+    if parameters.batch:
+        _schedule()
     sys.stdout.flush()
     sys.stderr.flush()
     try:

@@ -7,7 +7,6 @@ its memory shows that this keeper is its own.
 """
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -16,13 +15,14 @@ import struct
 import sys
 from collections.abc import Iterator
 
+from fastsocket.app.scheduling import scheduling_of
+from fastsocket.host.syscalls import syscall
 from fastsocket.listen.layout import Page
 from fastsocket.listen.page import MAPPED, StatusPage
 
 __all__ = ["SO_COOKIE", "Processes", "cgroup_of"]
 
 SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
-SYS_PIDFD_GETFD = 438  # the same on every architecture
 LARGEST_PID = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
 LONGEST_READ = 1 << 20  # of a file in /proc, whose length its process decides on
 KEEPER_VARIABLE = b"FASTSOCKET_KEEPER="
@@ -76,6 +76,16 @@ class Processes:
             return pidfd
         os.close(pidfd)
         return None
+
+    def in_batch(self) -> list[int]:
+        """Return the time slices, in ns, of those with the scheduling policy SCHED_BATCH."""
+        found = []
+        for pid in self._pidfds:
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                scheduling = scheduling_of(pid)
+                if scheduling.policy == os.SCHED_BATCH:
+                    found.append(scheduling.slice_ns)
+        return found
 
     def remove(self, pid: int) -> int:
         """Forget a process that ended, here and in the page; return its pidfd, to be closed."""
@@ -164,8 +174,9 @@ def _read(pid: int, name: str) -> bytes:
 
 def _copy_of(pidfd: int, number: int, cookie: int) -> socket.socket | None:
     """Return a copy of a process's descriptor, if that is the socket with the cookie."""
-    fd = ctypes.CDLL(None).syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
-    if fd < 0:  # no such descriptor, or not allowed
+    try:
+        fd = syscall("pidfd_getfd", pidfd, number, 0)
+    except OSError:  # no such descriptor, or not allowed
         return None
     try:
         held = socket.socket(fileno=fd)

@@ -36,6 +36,7 @@ def main(words: Sequence[str]) -> None:
         BpfError: The page is gone, or no privilege.
     """
     from fastsocket.app.keeper import Keeper, become_keeper
+    from fastsocket.app.scheduling import leave_batch
     from fastsocket.listen.page import StatusPage
 
     pid, number, name = int(words[0]), int(words[1]), words[2]
@@ -47,6 +48,7 @@ def main(words: Sequence[str]) -> None:
     server.listen(64)
     with suppress(OSError):  # the process that started this may have been pinned
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    leave_batch()
     page = StatusPage.reopen(number)
     try:
         text = Path(f"/proc/{pid}/cmdline").read_bytes()

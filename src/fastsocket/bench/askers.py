@@ -19,7 +19,7 @@ from fastsocket.bench.servers import Site
 from fastsocket.bench.stores import QUESTIONS, Kv
 from fastsocket.errors import FastsocketError, UsageError
 
-__all__ = ["ASKERS", "Answers", "Asker", "Order", "parse_redis_benchmark"]
+__all__ = ["ASKERS", "NAMES", "Answers", "Asker", "Order", "choose", "parse_redis_benchmark"]
 
 READY_SECONDS = 15.0
 # How much longer than asked for a round may take on a slow machine.
@@ -45,6 +45,7 @@ class Order(NamedTuple):
 class Asker(Protocol):
     """One client, and the servers' greeting."""
 
+    name: str
     greeting: Greeting
 
     def check(self, pipeline: int) -> None:
@@ -69,6 +70,7 @@ class Asker(Protocol):
 class RedisBenchmark:
     """redis-benchmark: GET, one thread."""
 
+    name = "redis-benchmark"
     greeting = QUESTIONS["redis"].greeting
     requests_a_second = 30_000
 
@@ -106,6 +108,8 @@ def parse_redis_benchmark(output: str) -> tuple[float, float]:
 class KvAsker:
     """fastsocket-kv, one process a CPU."""
 
+    name = Kv.name
+
     def __init__(self, server: str) -> None:
         self._question = QUESTIONS[server]
         self.greeting = self._question.greeting
@@ -137,6 +141,7 @@ class KvAsker:
 class Pgbench:
     """pgbench: one row selected by its key (--select-only), prepared, a thread each CPU."""
 
+    name = "pgbench"
     # SSLRequest, which is refused before anybody has to say who they are.
     greeting = Greeting(bytes.fromhex("0000000804d2162f"), b"N")
     requests_a_second = 8_000
@@ -189,13 +194,30 @@ class Pgbench:
         return ["env", *environment, "PGDATABASE=postgres", "PGSSLMODE=disable", "pgbench"]
 
 
-ASKERS: Mapping[str, Asker] = {
-    "redis": RedisBenchmark(),
-    "memcached": KvAsker("memcached"),
-    "nginx": KvAsker("nginx"),
-    "postgresql": Pgbench(),
+ASKERS: Mapping[str, Sequence[Asker]] = {
+    "redis": (RedisBenchmark(), KvAsker("redis")),
+    "memcached": (KvAsker("memcached"),),
+    "nginx": (KvAsker("nginx"),),
+    "postgresql": (Pgbench(),),
 }
-"""By name of the server."""
+"""By name of the server; the first is the default."""
+
+NAMES = tuple(dict.fromkeys(asker.name for askers in ASKERS.values() for asker in askers))
+"""Of all of them."""
+
+
+def choose(server: str, name: str) -> Asker:
+    """Return the asker `name` of a server; "auto" is the first.
+
+    Raises:
+        UsageError: It is not asked by that one.
+    """
+    askers = {asker.name: asker for asker in ASKERS[server]}
+    if name == "auto":
+        return ASKERS[server][0]
+    if name not in askers:
+        raise UsageError(f"{server} is not asked by {name}", todo=f"choose of {', '.join(askers)}")
+    return askers[name]
 
 
 def _check(program: str, package: str) -> None:

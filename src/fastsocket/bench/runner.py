@@ -174,7 +174,7 @@ def assemble(
         format=FORMAT,
         scenario=scenario.name,
         server=setup.server.name,
-        client=setup.client.name,
+        client=setup.asker or setup.client.name,
         host=describe_host(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         rounds=len(done.complete),

@@ -55,7 +55,7 @@ class Setup:
     `rate` is in connections per second, for scenarios that keep one; `cpus` are those that server
     and client are kept to, empty for all that may be used; the client makes so many `requests` on
     each connection, and is itself lean with `lean_client`; `pipeline` is how many requests of a
-    connection that stays are under way at once.
+    connection that stays are under way at once; `asker` names who asks where it is not `client`.
     """
 
     server: Server
@@ -75,6 +75,7 @@ class Setup:
     requests: int = 1
     lean_client: bool = False
     pipeline: int = 1
+    asker: str = ""
 
 
 @dataclass

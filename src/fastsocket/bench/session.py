@@ -117,6 +117,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         )
     if isinstance(scenario, Scale):
         scenario = scenario.of(chosen.name)
+    asker = request.client if isinstance(scenario, Local) else ""
     whose = scenario if isinstance(scenario, Redis) else chosen
     modes = chosen_modes(request.modes, whose.modes, whose.name)
     if isinstance(scenario, Soak):
@@ -137,7 +138,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
         probe, reason = _open_probe(stack)
         setup = Setup(
             server=chosen,
-            client=client(request.client),
+            client=client("auto" if asker else request.client),
             connections=request.connections or DEFAULT_CONNECTIONS,
             seconds=request.seconds,
             warmup=request.warmup,
@@ -151,6 +152,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             rate=request.rate,
             lean_client=request.lean_client,
             pipeline=request.pipeline,
+            asker=asker,
         )
         setup = scenario.prepare(setup)
         if setup.pipeline > 1:

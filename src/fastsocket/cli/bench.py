@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from fastsocket.bench import losses
+from fastsocket.bench.askers import NAMES
 from fastsocket.bench.clients import CLIENTS
 from fastsocket.bench.machine import DEFAULT_CPUS, count_in_machine, machine_counts
 from fastsocket.bench.machine import SERVERS as IN_MACHINE
@@ -77,7 +78,13 @@ DEFAULT_DIRECTORY = Path("bench-results")
     flag_value=DEFAULT_CPUS,
     help=f"Count in a virtual machine of so many CPUs (scale) [{DEFAULT_CPUS}]; never speed.",
 )
-@click.option("--client", type=click.Choice(["auto", *CLIENTS]), default="auto", show_default=True)
+@click.option(
+    "--client",
+    type=click.Choice(["auto", *CLIENTS, *NAMES]),
+    default="auto",
+    show_default=True,
+    help=f"{', '.join(NAMES)} are for local.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Listen here; 0 chooses.")
 @click.option("--seed", type=click.IntRange(0), help="Of the order of runs and the intervals.")
 @click.option("--run-options", default="", help="Options for 'fastsocket run', in one string.")

@@ -53,6 +53,17 @@ __all__ = ["command"]
     default=None,
     help="With --lean auto: TCP Fast Open, for requests that may safely come twice.",
 )
+@click.option(
+    "--batch/--no-batch",
+    default=None,
+    help="SCHED_BATCH: where clients run on the same CPUs, it does not interrupt them.",
+)
+@click.option(
+    "--busy-poll",
+    metavar="US",
+    type=click.IntRange(0, 1000),
+    help="epoll_wait looks for events for US microseconds before it sleeps.",
+)
 @click.argument("cmd", nargs=-1, type=click.UNPROCESSED)
 def command(
     profile: str | None,
@@ -64,6 +75,8 @@ def command(
     lean: str | None,
     defer_accept: bool | None,
     fast_open: bool | None,
+    batch: bool | None,
+    busy_poll: int | None,
     cmd: tuple[str, ...],
 ) -> None:
     """Start CMD accelerated; it keeps the PID, the terminal, signals and the exit code."""
@@ -85,6 +98,10 @@ def command(
         flags["defer_accept"] = int(defer_accept)
     if fast_open is not None:
         flags["fast_open"] = int(fast_open)
+    if batch is not None:
+        flags["batch"] = int(batch)
+    if busy_poll is not None:
+        flags["busy_poll_us"] = busy_poll
     if receive_flow_deliver is not None:
         flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
     if fast_epoll is not None:

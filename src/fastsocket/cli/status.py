@@ -82,10 +82,27 @@ def _show(console: Console, status: dict[str, Any]) -> None:
         _show_local(console, status["local"])
     if status.get("deliver"):  # a keeper from before an upgrade does not tell
         _show_deliver(console, status)
+    _show_batch(console, status)
+    _show_busy_poll(console, status)
     _show_fast_epoll(console, status)
     _show_roaming(console, status)
     for listener in status["listeners"]:
         _show_listener(console, listener)
+
+
+def _show_batch(console: Console, status: dict[str, Any]) -> None:
+    if batch := status.get("batch"):  # a keeper from before an upgrade does not tell
+        slice_ms = status.get("batch_slice_ms")  # 0 where the kernel has one for all
+        words = f"{batch} of {len(status['processes'])} processes"
+        means = f"SCHED_BATCH, slices of {slice_ms:g} ms" if slice_ms else "SCHED_BATCH"
+        words += f" do not interrupt what runs on their CPU ({means})"
+        console.print(f"  {words}")
+
+
+def _show_busy_poll(console: Console, status: dict[str, Any]) -> None:
+    if limit := status.get("busy_poll_us"):
+        words = f"{status['polled']} waits found events and did not sleep"
+        console.print(f"  busy polling for {limit} us: {words}")
 
 
 def _show_fast_epoll(console: Console, status: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ are those of include/uapi/linux/bpf.h.
 
 import ctypes
 import errno
-import os
-import platform
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
+
+from fastsocket.host.syscalls import syscall
 
 __all__ = [
     "Helper",
@@ -34,14 +34,8 @@ __all__ = [
     "set_",
     "store32",
     "store64",
-    "syscall",
     "test_run",
 ]
-
-# System call numbers: x86-64 has its own table, newer architectures share the generic one.
-_NUMBERS = {"bpf": (321, 280), "userfaultfd": (323, 282)}
-_X86_64 = platform.machine() == "x86_64"
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Commands of bpf(2).
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD, _TEST_RUN, _RAW_TRACEPOINT_OPEN = (
@@ -79,21 +73,6 @@ class Helper(IntEnum):
     SK_SELECT_REUSEPORT = 82
     PROBE_READ_KERNEL = 113
     PER_CPU_PTR = 153
-
-
-def syscall(name: str, *args: int | ctypes.Array[ctypes.c_char] | None) -> int:
-    """Make a system call that Python has no function for.
-
-    Raises:
-        OSError: As the system call says.
-    """
-    number = _NUMBERS[name][0 if _X86_64 else 1]
-    words = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    result: int = _LIBC.syscall(ctypes.c_long(number), *words)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
 
 
 def _instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, value: int = 0) -> bytes:

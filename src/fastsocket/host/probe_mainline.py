@@ -18,10 +18,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastsocket.host import bpfcall
 from fastsocket.host.btf import kernel_btf
 from fastsocket.host.feature import Feature, State
 from fastsocket.host.kmem import KernelMemory
+from fastsocket.host.syscalls import syscall
 
 __all__ = [
     "early_demux",
@@ -98,7 +98,7 @@ def lockless_listener() -> Feature:
     """
     name = "lockless-listener"
     try:
-        handle = bpfcall.syscall("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK)
+        handle = syscall("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         return Feature(
             name, State.UNKNOWN, f"no userfaultfd to hold the lock with: {error.strerror}"

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MAGIC = 0x46534F434B504731
-VERSION = 3
+VERSION = 4
 MAX_LISTENERS = 64
 MAX_SLOTS = 256
 MAX_WORKERS = 1024
@@ -236,6 +236,9 @@ class Page(ctypes.Structure):
         ("cpu_order", c_uint16 * MAX_CPUS),
         ("process", c_uint32 * MAX_PROCESSES),
         ("lean", c_uint32),
+        ("busy_poll_us", c_uint32),
+        ("polled", c_uint32),
+        ("pad", c_uint8 * 56),
         ("worker", Worker * MAX_WORKERS),
         ("listener", Listener * MAX_LISTENERS),
     )

@@ -66,6 +66,7 @@ class StatusPage:
         page.magic, page.version, page.size = layout.MAGIC, layout.VERSION, size
         page.policy = Policy[parameters.policy.upper()]
         page.listen_spawn = parameters.enable_listen_spawn
+        page.busy_poll_us = parameters.busy_poll_us
         page.stall_ns, page.slack = parameters.stall_us * 1000, parameters.slack
         spare = parameters.slots or max(FEWEST_SPARE_SLOTS, 2 * len(cpus))
         page.spare_slots = min(spare, layout.MAX_SLOTS)
@@ -90,7 +91,7 @@ class StatusPage:
         page.fd = page.map.fd
         if (page.map.name, page.map.value_size) != (NAME, ctypes.sizeof(Page)):
             page.map.close()
-            raise FastsocketError(f"the BPF map {number} is no status page")
+            raise FastsocketError(f"the BPF map {number} is no status page of this version")
         view = page._mapped()
         if (view.magic, view.version) != (layout.MAGIC, layout.VERSION):
             raise FastsocketError(f"the status page {number} is damaged")

@@ -84,6 +84,7 @@ class Result(msgspec.Struct, frozen=True):
     Attributes:
         format: Version of the file's shape.
         rounds: Complete rounds; `seconds` is the length of one run in them.
+        run_options: Those of `fastsocket run`, in mode `fastsocket`.
         call_sites: Lock contentions per 1,000 connections by mode and kernel function.
         woken: Reschedule interrupts per 1,000 connections by mode and woken task.
         kind: What the figures are no measure of; empty for a machine's own.
@@ -103,6 +104,7 @@ class Result(msgspec.Struct, frozen=True):
     rounds: int | None = None
     seconds: float | None = None
     connections: int | None = None
+    run_options: list[str] = []
     interrupted: bool = False
     notes: list[str] = []
     call_sites: dict[str, dict[str, float]] = {}

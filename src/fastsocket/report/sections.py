@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a report says: a section for each result, with its charts, tables and headline."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -108,6 +109,8 @@ def _facts(result: Result, host: Sequence[tuple[str, str]]) -> list[tuple[str, s
     if result.client:
         load = f", {result.connections} connections" if result.connections else ""
         facts.append(("Load", result.client + load))
+    if result.run_options:
+        facts.append(("Options of run", shlex.join(result.run_options)))
     if result.date:
         facts.append(("Date", result.date))
     return facts

@@ -4,9 +4,10 @@
 OWN is what it sets itself before it listens; 0: it leaves the option alone.
 """
 
-import select
 import socket
 import sys
+
+from accepting import connections
 
 port, own = map(int, sys.argv[1:])
 listener = socket.socket()
@@ -15,14 +16,7 @@ listener.bind(("127.0.0.1", port))
 if own:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, own)
 listener.listen()
-listener.setblocking(False)
-loop = select.epoll()
-loop.register(listener, select.EPOLLIN)
-while True:
-    for _ in loop.poll():
-        client, _ = listener.accept()
-        with client:
-            client.setblocking(True)
-            client.recv(1024)
-            length = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN)
-            client.sendall(str(length).encode())
+for client in connections(listener):
+    client.recv(1024)
+    length = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN)
+    client.sendall(str(length).encode())

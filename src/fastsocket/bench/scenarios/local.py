@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`local`: questions and answers on long connections, plain and on the local fast path.
 
-One server with its users' own client on 16 connections: `redis-benchmark`
-asking GET, `pgbench --select-only`, and for the others `fastsocket-kv`. In mode `fastsocket` the
-server runs with its profile and ``--local-fast-path``. CPU time is that of server and client, and
-with it that of the kernel's work in their name; it says more than requests per second where the
+One server with its users' own client on 16 connections: `redis-benchmark` asking GET, `pgbench
+--select-only`, and for the others, and for redis on demand, `fastsocket-kv`. In mode `fastsocket`
+the server runs with its profile and ``--local-fast-path``. CPU time is that of server and client,
+and with it that of the kernel's work in their name; it says more than requests per second where the
 machine does other things meanwhile.
 """
 
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fastsocket.bench.askers import ASKERS, Order
+from fastsocket.bench.askers import ASKERS, Asker, Order, choose
 from fastsocket.bench.fastpath import await_fast_path, past_tcp_percent, with_fast_path
 from fastsocket.bench.modes import Mode, fastsocket_command
 from fastsocket.bench.netspace import Netspace
@@ -47,22 +47,23 @@ class Local:
 
     def prepare(self, setup: Setup) -> Setup:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
-        ASKERS[setup.server.name].check(setup.pipeline)
+        asker = choose(setup.server.name, setup.asker or "auto")
+        asker.check(setup.pipeline)
         profile = ("--profile", setup.server.name)
         options = (*profile, *setup.run_options, *with_fast_path(setup.port))
-        return replace(setup, connections=CONNECTIONS, run_options=options)
+        return replace(setup, connections=CONNECTIONS, run_options=options, asker=asker.name)
 
     def measure(self, setup: Setup, mode: Mode) -> Measurement:
         """See :class:`fastsocket.bench.scenario.Scenario`."""
         taken = Measurement()
-        asker = ASKERS[setup.server.name]
+        asker = choose(setup.server.name, setup.asker)
         order = Order(setup.connections, setup.pipeline, setup.seconds)
         with (
             Netspace.make() if setup.private else Netspace.host() as netspace,
             site_directory() as place,
         ):
             site = Site(ADDRESS, setup.port, setup.workers, place, keep_alive=True)
-            with _serving(setup, mode, netspace, site) as server:
+            with _serving(setup, asker, mode, netspace, site) as server:
                 asker.fill(netspace, site)
                 asker.ask(netspace, site, order._replace(seconds=WARMUP_SHARE * setup.seconds))
                 before, client = _cpu_seconds(server, netspace), _children_seconds()
@@ -82,14 +83,13 @@ class Local:
 
 @contextmanager
 def _serving(
-    setup: Setup, mode: Mode, netspace: Netspace, site: Site
+    setup: Setup, asker: Asker, mode: Mode, netspace: Netspace, site: Site
 ) -> Iterator[subprocess.Popen[str]]:
     """Run the server for a block; in mode fastsocket the fast path has begun before."""
     command = setup.server.command(mode, site)
     if mode is Mode.FASTSOCKET:
         command = fastsocket_command(setup.run_options, command)
-    greeting = ASKERS[setup.server.name].greeting
-    programs = [Program(command, (site.address, site.port), greeting=greeting)]
+    programs = [Program(command, (site.address, site.port), greeting=asker.greeting)]
     with running_servers(programs, netspace, setup.note) as (server,):
         if mode is Mode.FASTSOCKET:
             note_tier(setup, server.pid, netspace)
