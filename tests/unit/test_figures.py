@@ -32,6 +32,15 @@ def test_the_first_result_and_its_host_stand_in_the_readme() -> None:
     assert "Other" not in made
 
 
+def test_throughput_by_cores_stands_before_them_with_the_host_that_it_is_of() -> None:
+    table = f"{figures.THROUGHPUT}\n\n| 1 |\n"
+    scale = f"## Cores\n\n{table}\nContentions\n\n| 2 |\n\n- Processor: d\n\n"
+    made = figures.filled(README, f"# E\n\n## Short\n\na\n\n{scale}## Host\n\n- c\n")
+    wanted = f"### Cores\n\n{table}\n- Processor: d\n\n### Short\n\na\n\n### Host"
+    assert f"{figures.BEGIN}\n{wanted}" in made
+    assert "Contentions" not in made
+
+
 def test_no_evaluation_says_how_to_get_one() -> None:
     assert figures.NONE in figures.filled(README, None)
 

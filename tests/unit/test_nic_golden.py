@@ -2,10 +2,9 @@
 """Golden hosts: recorded machines, each with the plan that was reviewed line by line.
 
 To review a change of the planner, write the plans anew with
-`python tests/unit/test_nic_golden.py` and read the difference.
+`python -m tests.unit.test_nic_golden` and read the difference.
 """
 
-import importlib.util
 import time
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from fastsocket.nic.facts import HostFacts, load_facts
 from fastsocket.nic.plan import make_plan
 from fastsocket.nic.text import facts_text, plan_text
 from fastsocket.nic.verdict import card_check, recorded_settings
+from tests.golden.nic import build
 
 pytestmark = pytest.mark.golden
 
@@ -83,11 +83,7 @@ def test_plan_is_the_reviewed_one(host: str, profile: str) -> None:
 
 
 def builders() -> dict[str, HostFacts]:
-    spec = importlib.util.spec_from_file_location("golden_build", GOLDEN / "build.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: build() for name, build in module.HOSTS.items()}
+    return {name: make() for name, make in build.HOSTS.items()}
 
 
 def test_fixtures_are_those_of_the_builder() -> None:
