@@ -17,6 +17,7 @@ from tests.netns.bpf_machine import Machine
 pytestmark = pytest.mark.netns
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_the_rules_in_c_are_the_same_rules() -> None:
     frames = list(generated_flows(200)) * 2
     for rule in built_in_rules():

@@ -4,7 +4,6 @@
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,10 @@ from fastsocket.steer.reference import Counter, Reference
 from tests.netns.steer_random import RandomRule
 from tests.netns.steer_reference import parse, random_frame
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("one_cpu")]
 
 RULES, FRAMES = 52, 2000
 BUILT_IN = Path(__file__).parents[2] / "src/fastsocket/steer/rules"
-
-
-@pytest.fixture(autouse=True)
-def one_cpu() -> Iterator[None]:
-    """Counters count on each CPU for themselves: stay on one."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    yield
-    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="module")
