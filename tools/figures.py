@@ -15,14 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 EVALUATION = ROOT / "docs/evaluation.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+THROUGHPUT = "Connections per second by cores"
 NONE = "No figures yet: run `make bench`."
 
 
 def filled(readme: str, evaluation: str | None) -> str:
     """Return the README with the evaluation's first result between its marks.
 
-    Its host goes along, further results are in the evaluation; None stands for no evaluation yet.
-    Headings move down one level, below "## Figures".
+    Before it stands how throughput grew with the cores, if that was measured on real ones. Hosts go
+    along, further results are in the evaluation; None stands for no evaluation yet. Headings move
+    down one level, below "## Figures".
 
     Raises:
         ValueError: The README has not exactly one marked section.
@@ -35,8 +37,15 @@ def filled(readme: str, evaluation: str | None) -> str:
     if evaluation is not None:
         first, *others = re.split(r"^(?=## )", re.sub(r"\A# .*\n+", "", evaluation), flags=re.M)[1:]
         host = [section for section in others if section.startswith("## Host\n")]
-        text = re.sub(r"^(#+ )", r"#\1", "".join([first, *host]), flags=re.M).strip()
+        grown = [_excerpt(section) for section in others if THROUGHPUT in section][:1]
+        text = re.sub(r"^(#+ )", r"#\1", "".join([*grown, first, *host]), flags=re.M).strip()
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def _excerpt(section: str) -> str:
+    """Return a result's section with the first of its tables, and its host."""
+    facts = [line for line in section.splitlines() if line.startswith("- ")]
+    return "\n".join([section.partition("|\n\n")[0] + "|\n", *facts, "\n"])
 
 
 def main() -> int:

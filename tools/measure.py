@@ -2,8 +2,8 @@
 """`make bench`: measure on this machine what the documents show, and write it into them.
 
 Each benchmark leaves a file in docs/results, from which docs/evaluation.md and the figures of
-README.md are made. Files of runs that take longer (`crash --full`, `scale --vm`) are not renewed
-and are shown with their own host, after the others.
+README.md are made. Files of runs that take longer (`crash --full`, `scale --vm`) or were made on
+another machine (`xeon-*`) are not renewed and are shown with their own host, after the others.
 """
 
 import argparse
@@ -19,6 +19,7 @@ FASTSOCKET = (sys.executable, "-c", "from fastsocket.cli.main import main; main(
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS / "results"
 TWO = "--modes stock,fastsocket --no-call-sites"
+EVERYTHING = f"--lean-client {TWO} --run-options='--defer-accept --fast-epoll --batch'"
 STORES = "--modes stock,rps,rfs,fastsocket"
 
 # Name of the result -> the words after `fastsocket bench`; the first stands in README.md.
@@ -26,22 +27,29 @@ MEASURED = {
     "short-nginx": "short --server nginx --runs 40",
     "short-nginx-plain": "short --server nginx --runs 20 --run-options=--lean=off",
     "short-nginx-lean-client": f"short --server nginx --lean-client --runs 20 {TWO}",
-    "short-nginx-everything": (
-        f"short --server nginx --lean-client --runs 20 {TWO}"
-        " --run-options='--defer-accept --fast-epoll'"
-    ),
+    "short-nginx-everything": f"short --server nginx --runs 40 {EVERYTHING}",
     "short-haproxy": "short --server haproxy --runs 12",
     "short-haproxy-profile": "short --server haproxy --runs 20 --run-options=--profile=haproxy",
-    "short-haproxy-single-queue": "short --server haproxy-single-queue --runs 20",
+    "short-haproxy-single-queue": "short --server haproxy-single-queue --runs 60",
+    "short-haproxy-everything": f"short --server haproxy-single-queue --runs 20 {EVERYTHING}",
     "short-lighttpd": "short --server lighttpd --runs 20",
     "short-gunicorn": f"short --server gunicorn --runs 20 {TWO}",
     "short-uvicorn": f"short --server uvicorn --runs 20 {TWO}",
-    "short-uvicorn-everything": (
-        f"short --server uvicorn --lean-client --runs 60 {TWO}"
-        " --run-options='--defer-accept --fast-epoll'"
+    "short-uvicorn-everything": f"short --server uvicorn --runs 60 {EVERYTHING}",
+    "short-granian-begins": f"short --server granian --runs 20 {TWO}",
+    # Its workers may go to all CPUs after they were weighed for a second or more.
+    "short-granian": f"short --server granian --runs 20 --warmup 3 --seconds 2 {TWO}",
+    "short-granian-everything": (
+        f"short --server granian --runs 20 --warmup 3 --seconds 2 {EVERYTHING}"
     ),
-    "short-granian": f"short --server granian --runs 20 {TWO}",
     "keepalive-nginx": "keepalive --server nginx --runs 20 --modes stock,fastsocket",
+    "keepalive-nginx-plain": (
+        "keepalive --server nginx --runs 20 --modes stock,fastsocket --run-options=--lean=off"
+    ),
+    "keepalive-nginx-everything": (
+        "keepalive --server nginx --runs 20 --modes stock,fastsocket"
+        " --run-options='--defer-accept --fast-epoll --batch'"
+    ),
     "overhead": "overhead --runs 5",
     "stall-nginx": "stall --server nginx --runs 16 --seconds 4",
     "stall-demo": "stall --server demo --runs 6 --seconds 4",
@@ -54,9 +62,16 @@ MEASURED = {
     "proxy-haproxy": "proxy --server haproxy-single-queue --runs 60 --modes stock,fastsocket",
     "proxy-rule-nginx": "proxy-rule --server nginx --runs 12 --modes stock,fastsocket",
     "steer": "steer --runs 10",
-    "local-redis": "local --server redis --runs 20",
+    "local-redis": "local --server redis --runs 20 --seconds 3",
+    "local-redis-busy-poll": (
+        "local --server redis --runs 30 --seconds 3 --run-options=--busy-poll=100"
+    ),
+    "local-redis-kv": "local --server redis --client fastsocket-kv --runs 20",
     "local-nginx": "local --server nginx --runs 12",
     "local-postgresql": "local --server postgresql --runs 12",
+    "local-postgresql-busy-poll": (
+        "local --server postgresql --runs 12 --run-options=--busy-poll=100"
+    ),
     "redis-veth": f"redis-veth --server redis --runs 12 {STORES}",
     "lean": "lean --runs 1 --seconds 1",
 }
