@@ -64,7 +64,11 @@ MEASURED = {
     "steer": "steer --runs 10",
     "local-redis": "local --server redis --runs 20 --seconds 3",
     "local-redis-busy-poll": (
-        "local --server redis --runs 30 --seconds 3 --run-options=--busy-poll=100"
+        "local --server redis --runs 20 --seconds 3 --run-options=--busy-poll=20"
+    ),
+    "local-redis-everything": (
+        "local --server redis --runs 30 --seconds 3 --run-options=--busy-poll=20"
+        " --client-options=--fast-epoll"
     ),
     "local-redis-kv": "local --server redis --client fastsocket-kv --runs 20",
     "local-nginx": "local --server nginx --runs 12",

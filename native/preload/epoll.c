@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Fast epoll: epoll_ctl() of accepted connections is done before the next wait, and then only what is
- * left to do. What it returns is what the kernel would have returned, so a call waits only where
- * that is known: the connection was seen when it was accepted, no other descriptor, process or
- * thread has it, and the epoll instance was seen when it was made. Whatever ends this certainty
- * has all that waits done first, and from then on calls are plain ones.
+ * Fast epoll: epoll_ctl() of connections is done before the next wait, and then only what is left to
+ * do. What it returns is what the kernel would have returned, so a call waits only where that is
+ * known: the connection was seen when it was accepted or its socket made, no other descriptor,
+ * process or thread has it, and the epoll instance was seen when it was made. Whatever ends this
+ * certainty has all that waits done first, and from then on calls are plain ones.
  *
  * A deletion outlasts waits that only look (asyncio makes one between it and the close) where its
  * events can be told from others' and taken out.
@@ -24,7 +24,7 @@
 enum fast_kind {
 	STRANGER,
 	INSTANCE, /* an epoll instance of this process alone */
-	CONNECTION, /* accepted, and of this process alone */
+	CONNECTION, /* accepted, or a socket that may become one, and of this process alone */
 };
 
 struct fast_watch *fast_watches;
@@ -165,6 +165,15 @@ static int undone(struct fast_watch *w)
 	return 1;
 }
 
+/* It is registered, or will be, with the events wanted: nothing is left where the kernel has them. */
+static int changes(int fd, struct fast_watch *w, const struct epoll_event *event)
+{
+	if (w->events == event->events && w->data == event->data.u64 &&
+	    !(event->events & EACH_COUNTS))
+		return undone(w);
+	return waits(fd, w, EPOLL_CTL_MOD, event);
+}
+
 /* Whether a call can wait, and its outcome is success. */
 static int defer(const struct fast_watch *instance, int epfd, int op, int fd, struct fast_watch *w,
 		 const struct epoll_event *event)
@@ -180,6 +189,8 @@ static int defer(const struct fast_watch *instance, int epfd, int op, int fd, st
 	if (!event || event->events & ODD_EVENTS)
 		return 0;
 	if (op == EPOLL_CTL_ADD) {
+		if (w->op == EPOLL_CTL_DEL && w->birth == instance->birth)
+			return changes(fd, w, event);
 		if (w->birth || w->op)
 			return 0;
 		w->birth = instance->birth;
@@ -188,10 +199,7 @@ static int defer(const struct fast_watch *instance, int epfd, int op, int fd, st
 	}
 	if (op != EPOLL_CTL_MOD || !has)
 		return 0;
-	if (w->op != EPOLL_CTL_ADD && w->events == event->events && w->data == event->data.u64 &&
-	    !(event->events & EACH_COUNTS))
-		return undone(w);
-	return waits(fd, w, w->op ? w->op : op, event);
+	return w->op == EPOLL_CTL_ADD ? waits(fd, w, w->op, event) : changes(fd, w, event);
 }
 
 /* What a plain call changed. A connection that a second instance has, or one that we do not know,
@@ -253,6 +261,16 @@ static void see(int fd, enum fast_kind kind, uint32_t birth)
 void fast_accepted_watched(int fd)
 {
 	see(fd, CONNECTION, 0);
+}
+
+/* What may connect is a connection from here on; listen() says that it is none. */
+EXPORT int socket(int domain, int type, int protocol)
+{
+	int fd = NEXT(socket)(domain, type, protocol);
+
+	if (fast_watches && fd >= 0)
+		see(fd, CONNECTION, 0);
+	return fd;
 }
 
 /* The instance goes, and what waits for it is not needed. */

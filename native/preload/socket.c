@@ -8,12 +8,13 @@
 #include <netinet/in.h>
 #include <string.h>
 
-#include "lean.h"
+#include "epoll.h"
 
 EXPORT int listen(int fd, int backlog)
 {
 	int result;
 
+	fast_shared(fd);
 	if (unlikely(fs_deliver))
 		fs_bind_now(fd);
 	result = NEXT(listen)(fd, backlog);

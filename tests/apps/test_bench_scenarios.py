@@ -231,6 +231,13 @@ def test_redis_on_the_local_fast_path_by_either_client(client):
     assert got["past_tcp_percent"]["median"] > 99
 
 
+def test_a_client_that_runs_under_fastsocket_too():
+    words = ("--server", "redis", "--modes", "fastsocket", "--seconds", "0.3")
+    document = document_of("local", *words, "--client-options=--fast-epoll")
+    assert document["client_options"] == ["--fast-epoll"]
+    assert document["modes"]["fastsocket"]["rps"]["median"] > 1000
+
+
 @pytest.mark.parametrize("server", ["haproxy", "nginx"])
 def test_packets_for_a_stock_proxy_come_in_anywhere(server):
     got = bench("proxy", "--server", server, "--modes", "stock", "--seconds", "0.5")["stock"]

@@ -97,6 +97,11 @@ def test_lateness_is_that_of_the_worst_piece():
     assert lateness(Said(b"ab", 2, 0, ((1.0, 1), (3.0, 2), (3.25, 2))), stock) == 0
 
 
+def test_options_of_a_client_are_for_local():
+    with pytest.raises(UsageError, match="--client-options"):
+        perform(Request("short", client_options=["--fast-epoll"]), quiet=True)
+
+
 def test_a_lean_client_is_for_short_connections():
     with pytest.raises(UsageError, match="--lean-client"):
         perform(Request("longlived", lean_client=True), quiet=True)

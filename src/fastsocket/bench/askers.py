@@ -35,11 +35,15 @@ class Answers(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Connections, requests that each has under way at once, and for how many seconds."""
+    """Connections, requests that each has under way at once, and for how many seconds.
+
+    `prefix` are the words that the client's command follows, such as those of ``fastsocket run``.
+    """
 
     connections: int
     pipeline: int
     seconds: float
+    prefix: Sequence[str] = ()
 
 
 class Asker(Protocol):
@@ -87,7 +91,9 @@ class RedisBenchmark:
         command = ["redis-benchmark", "-h", site.address, "-p", str(site.port), "-t", "get"]
         command += ["--csv", "-c", str(order.connections), "-n", str(count)]
         command += ["-P", str(order.pipeline)]
-        return Answers(*parse_redis_benchmark(_run(command, netspace, order.seconds)), count)
+        return Answers(
+            *parse_redis_benchmark(_run(command, netspace, order.seconds, order.prefix)), count
+        )
 
 
 def parse_redis_benchmark(output: str) -> tuple[float, float]:
@@ -132,7 +138,7 @@ class KvAsker:
             processes=len(os.sched_getaffinity(0)),
             directory=site.directory,
         )
-        seen = client.parse(_run(client.command(load), netspace, order.seconds))
+        seen = client.parse(_run(client.command(load), netspace, order.seconds, order.prefix))
         if seen.errors or not seen.completed:
             raise FastsocketError(f"{seen.errors} connections ended", f"{seen.completed} answers")
         return Answers(seen.completed / seen.seconds, seen.latency_us["p99"], seen.completed)
@@ -174,7 +180,7 @@ class Pgbench:
             load = ["-S", "-n", "-M", "prepared", "-c", str(connections), "-t", str(each)]
             load += ["-j", str(min(len(os.sched_getaffinity(0)), connections))]
             load += ["-l", f"--log-prefix={place}/log", f"--sampling-rate={self.sampled}"]
-            said = _run([*self._command(site), *load], netspace, order.seconds)
+            said = _run([*self._command(site), *load], netspace, order.seconds, order.prefix)
             files = [file.read_text(encoding="ascii") for file in Path(place).iterdir()]
         try:
             speed = next(line for line in said.splitlines() if line.startswith("tps = "))
@@ -225,15 +231,17 @@ def _check(program: str, package: str) -> None:
         raise FastsocketError(f"{program} is not installed", todo=f"apt-get install {package}")
 
 
-def _run(command: Sequence[str], netspace: Netspace, seconds: float) -> str:
-    """Run a client to its end and return what it said.
+def _run(
+    command: Sequence[str], netspace: Netspace, seconds: float, prefix: Sequence[str] = ()
+) -> str:
+    """Run a client, after the words of `prefix`, to its end and return what it said.
 
     Raises:
         FastsocketError: It failed or hung.
     """
     name = next(Path(word).name for word in command if word != "env" and "=" not in word)
     with tempfile.TemporaryFile() as errors:
-        client = spawn(command, netspace, errors.fileno(), subprocess.PIPE)
+        client = spawn([*prefix, *command], netspace, errors.fileno(), subprocess.PIPE)
         try:
             output, _ = client.communicate(timeout=PATIENCE_FACTOR * seconds + READY_SECONDS)
         except subprocess.TimeoutExpired as error:

@@ -37,7 +37,7 @@ class Mode(StrEnum):
         return self if self is Mode.REUSEPORT else Mode.STOCK
 
 
-def fastsocket_command(options: Sequence[str], command: Sequence[str]) -> list[str]:
+def fastsocket_command(options: Sequence[str], command: Sequence[str] = ()) -> list[str]:
     """Return `command` under this very package's ``fastsocket run`` with `options`."""
     return [*_FASTSOCKET, "run", *options, "--", *command]
 

@@ -116,6 +116,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     modes: dict[str, dict[str, Metric]]
     ratios: dict[str, dict[str, Ratio]]
     call_sites: dict[str, dict[str, float]]
+    client_options: list[str] = []
     woken: dict[str, dict[str, float]] = {}
     kind: str = ""
     per_core: dict[str, list[Core]] = {}

@@ -183,6 +183,7 @@ def assemble(
         seed=seed,
         interrupted=done.interrupted,
         run_options=list(setup.run_options),
+        client_options=list(setup.client_options),
         notes=[note for note in dict.fromkeys([*notes, done.disturbance()]) if note],
         modes=modes,
         ratios=ratios_,

@@ -55,7 +55,8 @@ class Setup:
     `rate` is in connections per second, for scenarios that keep one; `cpus` are those that server
     and client are kept to, empty for all that may be used; the client makes so many `requests` on
     each connection, and is itself lean with `lean_client`; `pipeline` is how many requests of a
-    connection that stays are under way at once; `asker` names who asks where it is not `client`.
+    connection that stays are under way at once; `asker` names who asks where it is not `client`,
+    and `client_options` has it run under ``fastsocket run``, too, in mode ``fastsocket``.
     """
 
     server: Server
@@ -76,6 +77,7 @@ class Setup:
     lean_client: bool = False
     pipeline: int = 1
     asker: str = ""
+    client_options: Sequence[str] = ()
 
 
 @dataclass

@@ -62,8 +62,9 @@ class Request:
     rounds early rather than exceed it, `wanted` when Fastsocket's metrics have come to that in sum.
     `connections` and `cores` are for each core and the core counts where those are varied; `cores`
     is for nothing else, and `pipeline` for stores alone. With `lean_client` Fastsocket's client is
-    lean, too. `call_sites` adds a run in each mode that names what remains of contentions and
-    interrupts, where the scenario counts them. `workers` None is one for each CPU.
+    lean, too, and with `client_options` it runs under ``fastsocket run``. `call_sites` adds a run
+    in each mode that names what remains of contentions and interrupts, where the scenario counts
+    them. `workers` None is one for each CPU.
     """
 
     scenario: str
@@ -77,6 +78,7 @@ class Request:
     port: int = 0
     seed: int | None = None
     run_options: Sequence[str] = ()
+    client_options: Sequence[str] = ()
     call_sites: bool = True
     rate: float | None = None
     cores: Sequence[int] = ()
@@ -149,6 +151,7 @@ def perform(request: Request, quiet: bool = False) -> Outcome:
             private=private,
             note=notes.append,
             run_options=request.run_options,
+            client_options=request.client_options,
             rate=request.rate,
             lean_client=request.lean_client,
             pipeline=request.pipeline,
@@ -189,6 +192,8 @@ def _require_meant(request: Request, scenario: Scenario) -> None:
         raise UsageError(f"{scenario.name} does not vary the cores", todo="leave --cores out")
     if request.lean_client and scenario.name != Short.name:
         raise UsageError("--lean-client is for 'bench short'", todo="leave it out")
+    if request.client_options and not isinstance(scenario, Local):
+        raise UsageError("--client-options is for 'bench local'", todo="leave it out")
     if request.workers and scenario.name not in OWN_WORKERS:
         raise UsageError(
             f"{scenario.name} has as many workers as CPUs",

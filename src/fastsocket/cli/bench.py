@@ -89,6 +89,9 @@ DEFAULT_DIRECTORY = Path("bench-results")
 @click.option("--seed", type=click.IntRange(0), help="Of the order of runs and the intervals.")
 @click.option("--run-options", default="", help="Options for 'fastsocket run', in one string.")
 @click.option(
+    "--client-options", default="", help="local: the client runs under 'fastsocket run' with these."
+)
+@click.option(
     "--rate", type=click.FloatRange(1, 10_000_000), help="Connections/s (stall); else found."
 )
 @click.option(
@@ -132,6 +135,7 @@ def command(
     port: int,
     seed: int | None,
     run_options: str,
+    client_options: str,
     rate: float | None,
     lean_client: bool,
     pipeline: int,
@@ -153,7 +157,7 @@ def command(
         raise UsageError("--full is for 'bench crash'", todo="leave it out")
     if scenario == ALL or full:
         given = (name, modes, connections, workers, cores, vm, port, rate, lean_client)
-        if any(given) or pipeline > 1 or not call_sites or client != "auto":
+        if any(given) or client_options or pipeline > 1 or not call_sites or client != "auto":
             raise UsageError(
                 "'bench all' and 'bench crash --full' choose servers, modes, clients and loads",
                 todo="run one scenario for that",
@@ -187,6 +191,7 @@ def command(
             port=port,
             seed=seed,
             run_options=shlex.split(run_options),
+            client_options=shlex.split(client_options),
             rate=rate,
             cores=_counts(cores),
             pipeline=pipeline,

@@ -85,6 +85,7 @@ class Result(msgspec.Struct, frozen=True):
         format: Version of the file's shape.
         rounds: Complete rounds; `seconds` is the length of one run in them.
         run_options: Those of `fastsocket run`, in mode `fastsocket`.
+        client_options: The same of the client, where it runs under it, too.
         call_sites: Lock contentions per 1,000 connections by mode and kernel function.
         woken: Reschedule interrupts per 1,000 connections by mode and woken task.
         kind: What the figures are no measure of; empty for a machine's own.
@@ -105,6 +106,7 @@ class Result(msgspec.Struct, frozen=True):
     seconds: float | None = None
     connections: int | None = None
     run_options: list[str] = []
+    client_options: list[str] = []
     interrupted: bool = False
     notes: list[str] = []
     call_sites: dict[str, dict[str, float]] = {}

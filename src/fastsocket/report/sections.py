@@ -111,6 +111,8 @@ def _facts(result: Result, host: Sequence[tuple[str, str]]) -> list[tuple[str, s
         facts.append(("Load", result.client + load))
     if result.run_options:
         facts.append(("Options of run", shlex.join(result.run_options)))
+    if result.client_options:
+        facts.append(("Options of the client's run", shlex.join(result.client_options)))
     if result.date:
         facts.append(("Date", result.date))
     return facts

@@ -7,11 +7,13 @@ so they may be made wrongly, too. Connections are of AF_UNIX: what is sent there
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 from typing import Any
@@ -92,6 +94,17 @@ class World:
         client.connect(LISTENING)
         self.fds[each] = libc.accept4(self.listener.fileno(), None, None, socket.SOCK_NONBLOCK)
         return "accepted"
+
+    def connect(self, each: int) -> str:
+        """The same with a connection that this process opens."""
+        if self.fds[each] >= 0:
+            return "open"
+        self.fds[each] = libc.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)
+        address = struct.pack("=H", socket.AF_UNIX) + LISTENING.encode()
+        libc.connect(self.fds[each], address, len(address))
+        libc.fcntl(self.fds[each], fcntl.F_SETFL, os.O_NONBLOCK)
+        self.clients[each] = self.listener.accept()[0]
+        return "connected"
 
     def more(self, count: int) -> None:
         """More connections, after the others."""

@@ -3,7 +3,8 @@
 
 One server with its users' own client on 16 connections: `redis-benchmark` asking GET, `pgbench
 --select-only`, and for the others, and for redis on demand, `fastsocket-kv`. In mode `fastsocket`
-the server runs with its profile and ``--local-fast-path``. CPU time is that of server and client,
+the server runs with its profile and ``--local-fast-path``, and the client is as in the other modes
+unless it is given options of ``fastsocket run``. CPU time is that of server and client,
 and with it that of the kernel's work in their name; it says more than requests per second where the
 machine does other things meanwhile.
 """
@@ -58,6 +59,8 @@ class Local:
         taken = Measurement()
         asker = choose(setup.server.name, setup.asker)
         order = Order(setup.connections, setup.pipeline, setup.seconds)
+        if setup.client_options and mode is Mode.FASTSOCKET:
+            order = order._replace(prefix=fastsocket_command(setup.client_options))
         with (
             Netspace.make() if setup.private else Netspace.host() as netspace,
             site_directory() as place,
