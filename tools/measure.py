@@ -74,7 +74,7 @@ MEASURED = {
     "local-nginx": "local --server nginx --runs 12",
     "local-postgresql": "local --server postgresql --runs 12",
     "local-postgresql-busy-poll": (
-        "local --server postgresql --runs 12 --run-options=--busy-poll=100"
+        "local --server postgresql --runs 20 --run-options=--busy-poll=20"
     ),
     "redis-veth": f"redis-veth --server redis --runs 12 {STORES}",
     "lean": "lean --runs 1 --seconds 1",
