@@ -116,7 +116,10 @@ static void flush(int keeps, int nested)
 			apply(fd, w);
 		kept += w->op == EPOLL_CTL_DEL;
 		refused += w->op == EPOLL_CTL_ADD;
-		if (w->op && !nested)
+		if (nested)
+			continue;
+		w->queued = !!w->op;
+		if (w->queued)
 			queue[left++] = fd;
 	}
 	if (!nested)
@@ -150,8 +153,9 @@ static int waits(int fd, struct fast_watch *w, int op, const struct epoll_event 
 		w->wanted = event->events;
 		w->wanted_data = event->data.u64;
 	}
-	if (!w->op)
+	if (!w->queued)
 		queue[queued++] = fd;
+	w->queued = 1;
 	w->op = op;
 	merged++;
 	return 1;
@@ -165,7 +169,7 @@ static int undone(struct fast_watch *w)
 	return 1;
 }
 
-/* It is registered, or will be, with the events wanted: nothing is left where the kernel has them. */
+/* The kernel has it registered: nothing is left to do where that is with the events wanted. */
 static int changes(int fd, struct fast_watch *w, const struct epoll_event *event)
 {
 	if (w->events == event->events && w->data == event->data.u64 &&
@@ -255,22 +259,13 @@ static void see(int fd, enum fast_kind kind, uint32_t birth)
 		fast_watches[fd] = (struct fast_watch){.kind = is_alone() ? kind : STRANGER,
 						       .birth = birth,
 						       .by_fd = 1,
+						       .queued = fast_watches[fd].queued,
 						       .era = era};
 }
 
-void fast_accepted_watched(int fd)
+void fast_begins_watched(int fd)
 {
 	see(fd, CONNECTION, 0);
-}
-
-/* What may connect is a connection from here on; listen() says that it is none. */
-EXPORT int socket(int domain, int type, int protocol)
-{
-	int fd = NEXT(socket)(domain, type, protocol);
-
-	if (fast_watches && fd >= 0)
-		see(fd, CONNECTION, 0);
-	return fd;
 }
 
 /* The instance goes, and what waits for it is not needed. */

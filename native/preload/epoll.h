@@ -12,7 +12,7 @@
 
 #define fast_start() ((void)0)
 #define fast_ctl(epfd, op, fd, event, plain) (plain)(epfd, op, fd, event)
-#define fast_accepted(fd) ((void)(fd))
+#define fast_begins(fd) ((void)(fd))
 #define fast_closing(fd) ((void)(fd))
 #define fast_shared(fd) ((void)(fd))
 #define fast_spawns() ((void)0)
@@ -39,6 +39,7 @@ struct fast_watch {
 	uint8_t kind; /* enum fast_kind */
 	uint8_t op; /* the call that waits, or 0 */
 	uint8_t by_fd; /* the low half of the data of all that it has is their descriptor */
+	uint8_t queued; /* it is in the queue, whatever else is known of it */
 } __attribute__((aligned(64)));
 
 extern struct fast_watch *fast_watches; /* NULL where it is off */
@@ -47,7 +48,7 @@ extern unsigned fast_refusals; /* additions that the kernel has no memory for */
 
 void fast_start(void);
 int fast_ctl_watched(int epfd, int op, int fd, struct epoll_event *event, fast_plain *plain);
-void fast_accepted_watched(int fd);
+void fast_begins_watched(int fd);
 void fast_closing_watched(int fd);
 void fast_shared(int fd);
 void fast_spawns(void);
@@ -67,10 +68,10 @@ static inline int fast_ctl(int epfd, int op, int fd, struct epoll_event *event, 
 }
 
 /* A descriptor that nobody else has, and that no epoll instance has. */
-static inline void fast_accepted(int fd)
+static inline void fast_begins(int fd)
 {
 	if (fast_watches && fd >= 0)
-		fast_accepted_watched(fd);
+		fast_begins_watched(fd);
 }
 
 /* Before close(). */

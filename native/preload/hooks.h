@@ -3,12 +3,13 @@
  * The one list of intercepted functions: HOOK(result, name, parameters, arguments).
  * It is expanded for the pointers to the next definition, for their lookup and for the
  * exported names (exports.map is checked against it by a test). The core is in all libraries, what
- * shares descriptors in all but libfsocket-plain.so, what makes epoll instances and sockets where
- * fast epoll is, and what moves bytes or may sleep where connections are made lean: where they are
- * left as they are, nobody's reads and writes take a way through us.
+ * shares descriptors in all but libfsocket-plain.so, what makes epoll instances where fast epoll is,
+ * and what moves bytes or may sleep where connections are made lean: where they are left as they
+ * are, nobody's reads and writes take a way through us.
  */
 /* clang-format off */
 #define FS_CORE_HOOKS(HOOK) \
+	HOOK(int, socket, (int domain, int type, int protocol), (domain, type, protocol)) \
 	HOOK(int, listen, (int fd, int backlog), (fd, backlog)) \
 	HOOK(int, bind, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
 	HOOK(int, connect, (int fd, const struct sockaddr *addr, socklen_t len), (fd, addr, len)) \
@@ -62,9 +63,8 @@
 	HOOK(pid_t, _Fork, (void), ()) \
 	HOOK(int, clone, (int (*start)(void *), void *stack, int flags, void *argument, pid_t *parent, void *tls, pid_t *child), (start, stack, flags, argument, parent, tls, child))
 
-/* What makes an epoll instance, and what may become a connection. */
+/* What makes an epoll instance. */
 #define FS_EPOLL_HOOKS(HOOK) \
-	HOOK(int, socket, (int domain, int type, int protocol), (domain, type, protocol)) \
 	HOOK(int, epoll_create, (int size), (size)) \
 	HOOK(int, epoll_create1, (int flags), (flags))
 

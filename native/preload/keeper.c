@@ -56,7 +56,7 @@ static int try_keeper(void)
 		errno = ENOTCONN;
 		return -1;
 	}
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	fd = NEXT(socket)(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -1;
 	NEXT(setsockopt)(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));

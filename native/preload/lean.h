@@ -38,7 +38,6 @@
 #define lean_read_begins(fd) ((void)(fd))
 #define lean_read_ends(fd, result) (result)
 #define lean_polls(fd, op, event) ((void)(fd), (void)(op), (void)(event))
-#define lean_may_connect(entry, op, event) ((void)(entry), (void)(op), (void)(event))
 #define lean_number_ends(entry) ((void)(entry))
 #define lean_client_ends(entry, fd) ((void)(entry), (void)(fd))
 #define lean_wait_begins(blocks) ((void)(blocks))
@@ -344,10 +343,17 @@ static inline void lean_number_ends(struct fd_entry *entry)
 		entry->lean = 0;
 }
 
+/* Before epoll_ctl(). */
 static inline void lean_polls(int fd, int op, const struct epoll_event *event)
 {
-	if (unlikely(fd_entry(fd)->kind == FD_CLIENT && (event || op == EPOLL_CTL_DEL)))
-		lean_client_polls(fd_entry(fd), fd, op != EPOLL_CTL_DEL, event ? event->events : 0);
+	struct fd_entry *entry = fd_entry(fd);
+
+	if (likely(entry->kind == FD_CONNECTION))
+		return;
+	if (entry->kind == FD_OTHER)
+		lean_may_connect(entry, op, event);
+	else if (entry->kind == FD_CLIENT && (event || op == EPOLL_CTL_DEL))
+		lean_client_polls(entry, fd, op != EPOLL_CTL_DEL, event ? event->events : 0);
 }
 
 #endif

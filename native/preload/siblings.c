@@ -37,7 +37,7 @@ int fs_sibling_create(struct listener *l)
 		return -1;
 	if (NEXT(setsockopt)(own, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) < 0)
 		return -1;
-	fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
+	fd = NEXT(socket)(domain, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)
 		return -1;
 	NEXT(setsockopt)(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 /*
- * Wrappers of calls on a listening socket: listen(), shutdown(), its options, and its arrival from
- * another process. None of them fails where the plain call would not.
+ * Wrappers of calls on sockets that may listen: socket(), listen(), shutdown(), their options, and
+ * their arrival from another process. None of them fails where the plain call would not.
  */
 #include <errno.h>
 #include <linux/tcp.h>
@@ -9,6 +9,16 @@
 #include <string.h>
 
 #include "epoll.h"
+
+EXPORT int socket(int domain, int type, int protocol)
+{
+	int fd = NEXT(socket)(domain, type, protocol);
+
+	if ((domain == AF_INET || domain == AF_INET6 || domain == AF_UNIX) &&
+	    (type & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)) == SOCK_STREAM)
+		fast_begins(fd);
+	return fd;
+}
 
 EXPORT int listen(int fd, int backlog)
 {

@@ -71,7 +71,7 @@ int fs_classic_works(void)
 {
 	struct sock_filter code = BPF_STMT(BPF_RET | BPF_K, 0);
 	struct sock_fprog program = {.len = 1, .filter = &code};
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, result, error;
+	int fd = NEXT(socket)(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, result, error;
 
 	if (fd < 0)
 		return 0;

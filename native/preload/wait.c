@@ -96,28 +96,17 @@ static COLD int epoll_ctl_listener(struct listener *l, int epfd, int op, int lis
 	return result;
 }
 
-static __attribute__((noinline)) int epoll_ctl_other(int epfd, int op, int fd,
-						     struct epoll_event *event)
+static inline int epoll_ctl_now(int epfd, int op, int fd, struct epoll_event *event)
 {
 	struct listener *l = listener_of(fd);
 
-	if (l)
-		return epoll_ctl_listener(l, epfd, op, fd, event);
-	if (fd_entry(fd)->kind == FD_OTHER)
-		lean_may_connect(fd_entry(fd), op, event);
-	else
-		lean_polls(fd, op, event);
-	return NEXT(epoll_ctl)(epfd, op, fd, event);
-}
-
-static inline int epoll_ctl_now(int epfd, int op, int fd, struct epoll_event *event)
-{
-	return likely(fd_entry(fd)->kind == FD_CONNECTION) ? NEXT(epoll_ctl)(epfd, op, fd, event) :
-							     epoll_ctl_other(epfd, op, fd, event);
+	return unlikely(l) ? epoll_ctl_listener(l, epfd, op, fd, event) :
+			     NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 
 EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
+	lean_polls(fd, op, event); /* also where the call itself waits */
 	return fast_ctl(epfd, op, fd, event, epoll_ctl_now);
 }
 

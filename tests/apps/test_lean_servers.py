@@ -106,12 +106,13 @@ def test_without_keeper(tmp_path: Path) -> None:
             app.process.wait()
 
 
-def test_lean_client(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [LEAN, (*LEAN, "--fast-epoll")])
+def test_lean_client(tmp_path: Path, options: tuple[str, ...]) -> None:
     """With a client that is lean as well nothing is left but what TCP needs."""
     load = [native_file("fastsocket-load"), "-n", "2000", "-c", "4", "-p", "1", f"127.0.0.1:{PORT}"]
 
     def run() -> None:
-        command = fastsocket_command("run", "--lean", "auto", "--", *map(str, load))
+        command = fastsocket_command("run", *options, "--", *map(str, load))
         subprocess.run([*IN_TURN, *command], check=True, capture_output=True)
 
     with Application(SERVERS["demo"](tmp_path), PORT, options=LEAN, prefix=IN_TURN) as app:

@@ -95,11 +95,22 @@ class World:
         self.fds[each] = libc.accept4(self.listener.fileno(), None, None, socket.SOCK_NONBLOCK)
         return "accepted"
 
-    def connect(self, each: int) -> str:
-        """The same with a connection that this process opens."""
+    def socket(self, each: int) -> str:
+        """A socket that is not connected yet takes that place."""
         if self.fds[each] >= 0:
             return "open"
         self.fds[each] = libc.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)
+        return "made"
+
+    def listen(self, each: int) -> Any:
+        fd = self.fds[each]
+        address = struct.pack("=H", socket.AF_UNIX) + f"\0{LISTENING[1:]}-{fd}".encode()
+        return [told(libc.bind(fd, address, len(address))), told(libc.listen(fd, 1))]
+
+    def connect(self, each: int) -> str:
+        """A new connection, which this process opens."""
+        if self.socket(each) == "open":
+            return "open"
         address = struct.pack("=H", socket.AF_UNIX) + LISTENING.encode()
         libc.connect(self.fds[each], address, len(address))
         libc.fcntl(self.fds[each], fcntl.F_SETFL, os.O_NONBLOCK)
