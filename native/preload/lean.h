@@ -343,13 +343,11 @@ static inline void lean_number_ends(struct fd_entry *entry)
 		entry->lean = 0;
 }
 
-/* Before epoll_ctl(). */
+/* Before epoll_ctl() of what was not accepted. */
 static inline void lean_polls(int fd, int op, const struct epoll_event *event)
 {
 	struct fd_entry *entry = fd_entry(fd);
 
-	if (likely(entry->kind == FD_CONNECTION))
-		return;
 	if (entry->kind == FD_OTHER)
 		lean_may_connect(entry, op, event);
 	else if (entry->kind == FD_CLIENT && (event || op == EPOLL_CTL_DEL))

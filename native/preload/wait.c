@@ -104,10 +104,18 @@ static inline int epoll_ctl_now(int epfd, int op, int fd, struct epoll_event *ev
 			     NEXT(epoll_ctl)(epfd, op, fd, event);
 }
 
-EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+static __attribute__((noinline)) int epoll_ctl_other(int epfd, int op, int fd,
+						     struct epoll_event *event)
 {
 	lean_polls(fd, op, event); /* also where the call itself waits */
 	return fast_ctl(epfd, op, fd, event, epoll_ctl_now);
+}
+
+EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+	return likely(fd_entry(fd)->kind == FD_CONNECTION) ?
+		       fast_ctl(epfd, op, fd, event, NEXT(epoll_ctl)) :
+		       epoll_ctl_other(epfd, op, fd, event);
 }
 
 /* Whether a wait with that limit, or without one, can sleep. */
