@@ -157,7 +157,7 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (entry->kind != FD_LISTENER) {
 		lean_accepting(fd);
 		connection = NEXT(accept4)(fd, addr, len, flags);
-		fast_begins(connection);
+		fast_opened(connection);
 		return connection;
 	}
 	source = source_of(entry, fd);
@@ -179,7 +179,7 @@ EXPORT int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 		goes_on();
 		opened(entry, source.slot, connection);
 	}
-	fast_begins(connection);
+	fast_opened(connection);
 	return connection;
 }
 
@@ -191,6 +191,6 @@ EXPORT int accept(int fd, struct sockaddr *addr, socklen_t *len)
 		return accept4(fd, addr, len, 0);
 	lean_accepting(fd);
 	connection = NEXT(accept)(fd, addr, len);
-	fast_begins(connection);
+	fast_opened(connection);
 	return connection;
 }

@@ -147,7 +147,17 @@ static inline int is_alone(void)
 	return alone();
 }
 
-static int waits(int fd, struct fast_watch *w, int op, const struct epoll_event *event)
+/* What waits for a connection is now `op` in place of `was`, unless a signal handler had it done. */
+static int becomes(struct fast_watch *w, uint8_t was, uint8_t op)
+{
+	if (!__atomic_compare_exchange_n(&w->op, &was, op, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return 0;
+	merged++;
+	return 1;
+}
+
+static int waits(int fd, struct fast_watch *w, uint8_t was, uint8_t op,
+		 const struct epoll_event *event)
 {
 	if (event) {
 		w->wanted = event->events;
@@ -156,54 +166,47 @@ static int waits(int fd, struct fast_watch *w, int op, const struct epoll_event 
 	if (!w->queued)
 		queue[queued++] = fd;
 	w->queued = 1;
-	w->op = op;
-	merged++;
-	return 1;
-}
-
-/* The call that waits for it is not needed, nor is this one. */
-static int undone(struct fast_watch *w)
-{
-	w->op = 0;
-	merged++;
-	return 1;
+	return becomes(w, was, op);
 }
 
 /* The kernel has it registered: nothing is left to do where that is with the events wanted. */
-static int changes(int fd, struct fast_watch *w, const struct epoll_event *event)
+static int changes(int fd, struct fast_watch *w, uint8_t was, const struct epoll_event *event)
 {
 	if (w->events == event->events && w->data == event->data.u64 &&
 	    !(event->events & EACH_COUNTS))
-		return undone(w);
-	return waits(fd, w, EPOLL_CTL_MOD, event);
+		return becomes(w, was, 0);
+	return waits(fd, w, was, EPOLL_CTL_MOD, event);
 }
 
 /* Whether a call can wait, and its outcome is success. */
 static int defer(const struct fast_watch *instance, int epfd, int op, int fd, struct fast_watch *w,
 		 const struct epoll_event *event)
 {
-	int has = w->birth == instance->birth && w->op != EPOLL_CTL_DEL;
+	uint8_t was = w->op;
+	int has = w->birth == instance->birth && was != EPOLL_CTL_DEL;
 
 	if (op == EPOLL_CTL_DEL) {
-		if (!has || w->op != EPOLL_CTL_ADD)
-			return has && waits(fd, w, op, NULL);
+		if (!has || was != EPOLL_CTL_ADD)
+			return has && waits(fd, w, was, op, NULL);
+		if (!becomes(w, was, 0))
+			return 0;
 		w->birth = 0;
-		return undone(w);
+		return 1;
 	}
 	if (!event || event->events & ODD_EVENTS)
 		return 0;
 	if (op == EPOLL_CTL_ADD) {
-		if (w->op == EPOLL_CTL_DEL && w->birth == instance->birth)
-			return changes(fd, w, event);
-		if (w->birth || w->op)
+		if (was == EPOLL_CTL_DEL && w->birth == instance->birth)
+			return changes(fd, w, was, event);
+		if (w->birth || was)
 			return 0;
 		w->birth = instance->birth;
 		w->epfd = epfd;
-		return waits(fd, w, op, event);
+		return waits(fd, w, was, op, event);
 	}
 	if (op != EPOLL_CTL_MOD || !has)
 		return 0;
-	return w->op == EPOLL_CTL_ADD ? waits(fd, w, w->op, event) : changes(fd, w, event);
+	return was == EPOLL_CTL_ADD ? waits(fd, w, was, was, event) : changes(fd, w, was, event);
 }
 
 /* What a plain call changed. A connection that a second instance has, or one that we do not know,
@@ -255,15 +258,20 @@ int fast_ctl_watched(int epfd, int op, int fd, struct epoll_event *event, fast_p
 
 static void see(int fd, enum fast_kind kind, uint32_t birth)
 {
-	if ((unsigned)fd < fs_fd_count)
-		fast_watches[fd] = (struct fast_watch){.kind = is_alone() ? kind : STRANGER,
-						       .birth = birth,
-						       .by_fd = 1,
-						       .queued = fast_watches[fd].queued,
-						       .era = era};
+	int is_ours = is_alone(), before = busy;
+
+	if ((unsigned)fd >= fs_fd_count)
+		return;
+	set_busy(before + 1); /* so that the queue stays as it is */
+	fast_watches[fd] = (struct fast_watch){.kind = is_ours ? kind : STRANGER,
+					       .birth = birth,
+					       .by_fd = 1,
+					       .queued = fast_watches[fd].queued,
+					       .era = era};
+	set_busy(before);
 }
 
-void fast_begins_watched(int fd)
+void fast_opened_watched(int fd)
 {
 	see(fd, CONNECTION, 0);
 }

@@ -12,7 +12,7 @@
 
 #define fast_start() ((void)0)
 #define fast_ctl(epfd, op, fd, event, plain) (plain)(epfd, op, fd, event)
-#define fast_begins(fd) ((void)(fd))
+#define fast_opened(fd) ((void)(fd))
 #define fast_closing(fd) ((void)(fd))
 #define fast_shared(fd) ((void)(fd))
 #define fast_spawns() ((void)0)
@@ -48,7 +48,7 @@ extern unsigned fast_refusals; /* additions that the kernel has no memory for */
 
 void fast_start(void);
 int fast_ctl_watched(int epfd, int op, int fd, struct epoll_event *event, fast_plain *plain);
-void fast_begins_watched(int fd);
+void fast_opened_watched(int fd);
 void fast_closing_watched(int fd);
 void fast_shared(int fd);
 void fast_spawns(void);
@@ -68,16 +68,17 @@ static inline int fast_ctl(int epfd, int op, int fd, struct epoll_event *event, 
 }
 
 /* A descriptor that nobody else has, and that no epoll instance has. */
-static inline void fast_begins(int fd)
+static inline void fast_opened(int fd)
 {
 	if (fast_watches && fd >= 0)
-		fast_begins_watched(fd);
+		fast_opened_watched(fd);
 }
 
 /* Before close(). */
 static inline void fast_closing(int fd)
 {
-	if (fast_watches && (unsigned)fd < fs_fd_count && fast_watches[fd].kind)
+	if (fast_watches && (unsigned)fd < fs_fd_count &&
+	    (fast_watches[fd].kind || fast_watches[fd].op))
 		fast_closing_watched(fd);
 }
 

@@ -16,7 +16,7 @@ EXPORT int socket(int domain, int type, int protocol)
 
 	if ((domain == AF_INET || domain == AF_INET6 || domain == AF_UNIX) &&
 	    (type & ~(SOCK_NONBLOCK | SOCK_CLOEXEC)) == SOCK_STREAM)
-		fast_begins(fd);
+		fast_opened(fd);
 	return fd;
 }
 

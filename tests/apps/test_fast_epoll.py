@@ -243,6 +243,23 @@ def test_trouble_is_told_once(fast: Program) -> None:
     assert fast.run(steps)[-2] == [[0, TROUBLE]]
 
 
+def test_registered_before_it_connects(programs: tuple[Program, Program]) -> None:
+    """As nginx does."""
+    steps = [("close", 0), ("socket", 0), ("ctl", 0, ADD, 0, OUT | ET), ("connect", 0),
+             ("wait", 0, 0), ("wait", 0, 0), ("send", 0), ("ctl", 0, MOD, 0, IN | ET),
+             ("wait", 0, 0)]  # fmt: skip
+    stock, fast = (program.run(steps) for program in programs)
+    assert fast == stock
+    assert [fast[4], fast[5], fast[8]] == [[[0, OUT]], [], [[0, IN]]]
+
+
+def test_refused_and_closed(fast: Program) -> None:
+    """Also what had a second descriptor by then is in no trouble any more."""
+    steps = [("refuse", ENOSPC), ("ctl", 0, ADD, 0, IN), ("dup", 0), ("close", 0), ("wait", 0, 0),
+             ("refuse", 0)]  # fmt: skip
+    assert fast.run(steps)[-2] == []
+
+
 def test_what_listens_is_no_connection(programs: tuple[Program, Program]) -> None:
     first = [("close", 0), ("socket", 0), ("ctl", 0, ADD, 0, IN)]
     rest = [("listen", 0), ("ctl", 0, DEL, 0, 0), ("close", 0)]
@@ -266,7 +283,7 @@ def steps() -> st.SearchStrategy[list[tuple[Any, ...]]]:
     traffic = st.tuples(st.sampled_from(["send", "receive", "leave"]), each)
     life = st.tuples(st.sampled_from(["close", "close", "accept", "connect", "socket"]), each)
     rare = st.one_of(
-        st.tuples(st.sampled_from(["dup", "pass_on"]), each),
+        st.tuples(st.sampled_from(["dup", "pass_on", "listen"]), each),
         st.tuples(st.sampled_from(["over", "replace"]), each, each),
         st.tuples(st.sampled_from(["poll", "dup_epoll", "close_epoll"]), epoll),
         st.tuples(st.just("nest"), st.sampled_from([IN, IN | ET])),
@@ -312,7 +329,8 @@ def test_asyncio_makes_fewer_calls(counter: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_network")
-def test_redis_benchmark_makes_fewer_calls(counter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_redis_benchmark_makes_fewer_calls(counter: Path, tmp_path: Path, library: str) -> None:
     """It opens its connections itself, takes each out and puts it back for every request."""
     requests, told = 2000, tmp_path / "calls"
     client = ["redis-benchmark", "-h", "127.0.0.1", "-p", str(PORT), "-t", "get", "-c", "4"]
@@ -320,7 +338,7 @@ def test_redis_benchmark_makes_fewer_calls(counter: Path, tmp_path: Path) -> Non
     server = ["redis-server", "--port", str(PORT), "--save", "", "--dir", str(tmp_path)]
     calls = []
     with Application(server, PORT, accelerated=False) as app:
-        for libraries in ([counter], [native_file(LIBRARY), counter]):
+        for libraries in ([counter], [native_file(library), counter]):
             preload = {"LD_PRELOAD": ":".join(map(str, libraries)), "EPOLL_CTL_CALLS": str(told)}
             subprocess.run(client, check=True, env=os.environ | preload, capture_output=True)
             calls.append(int(told.read_text()) / requests)

@@ -3,6 +3,7 @@
 
 import statistics
 import subprocess
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +18,10 @@ pytestmark = [pytest.mark.apps, pytest.mark.usefixtures("own_network")]
 HALF = 1000
 MOST_CV = 0.02
 STAY_S = "100"
+
+# Whether connections last is judged by those that came within two windows of 2^26 ns: a client that
+# leaves sooner had short ones, and then no even spread is promised.
+JUDGED_S = 0.2
 
 
 def holding(stack: ExitStack) -> "subprocess.Popen[bytes]":
@@ -56,6 +61,7 @@ def test_long_connections(tmp_path: Path, workers: int) -> None:
             leaving.terminate()
             leaving.wait()
             live(app, HALF)
+            time.sleep(JUDGED_S)
             holding(stack)
             assert spread(live(app, 2 * HALF)) <= MOST_CV, app.slots()
         assert app.stop() == 0

@@ -108,11 +108,13 @@ class World:
         return [told(libc.bind(fd, address, len(address))), told(libc.listen(fd, 1))]
 
     def connect(self, each: int) -> str:
-        """A new connection, which this process opens."""
-        if self.socket(each) == "open":
+        """A new connection, which this process opens, of a socket that is there or not."""
+        if self.clients[each]:
             return "open"
+        self.socket(each)
         address = struct.pack("=H", socket.AF_UNIX) + LISTENING.encode()
-        libc.connect(self.fds[each], address, len(address))
+        if libc.connect(self.fds[each], address, len(address)) < 0:
+            return errno.errorcode[ctypes.get_errno()]
         libc.fcntl(self.fds[each], fcntl.F_SETFL, os.O_NONBLOCK)
         self.clients[each] = self.listener.accept()[0]
         return "connected"
