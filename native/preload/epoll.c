@@ -37,12 +37,6 @@ static volatile int busy; /* a wait or a change of the queue is under way */
 static int merged; /* calls that were not made, since that was last published */
 static enum fs_fast_epoll state = FS_FAST_EPOLL_ON;
 
-/* As fs_alone(), where fast_start() has found that the C library tells. */
-static inline int alone(void)
-{
-	return likely(__libc_single_threaded);
-}
-
 COLD void fast_start(void)
 {
 	void *table;
@@ -142,9 +136,9 @@ static COLD void forget_all(enum fs_fast_epoll why)
 /* Threads are noticed by what they do next. */
 static inline int is_alone(void)
 {
-	if (unlikely(!alone() && alive))
+	if (unlikely(!fs_alone() && alive))
 		forget_all(FS_FAST_EPOLL_THREADS);
-	return alone();
+	return fs_alone();
 }
 
 /* What waits for a connection is now `op` in place of `was`, unless a signal handler had it done. */
@@ -188,10 +182,8 @@ static int defer(const struct fast_watch *instance, int epfd, int op, int fd, st
 	if (op == EPOLL_CTL_DEL) {
 		if (!has || was != EPOLL_CTL_ADD)
 			return has && waits(fd, w, was, op, NULL);
-		if (!becomes(w, was, 0))
-			return 0;
 		w->birth = 0;
-		return 1;
+		return becomes(w, was, 0);
 	}
 	if (!event || event->events & ODD_EVENTS)
 		return 0;
@@ -292,7 +284,7 @@ static int created(int epfd)
 	if (fast_watches && epfd >= 0) {
 		drop_instance(epfd); /* another, whose close was not seen */
 		see(epfd, INSTANCE, ++births);
-		if (alone()) {
+		if (fs_alone()) {
 			state = FS_FAST_EPOLL_ON;
 			alive++;
 		}
@@ -319,7 +311,7 @@ void fast_closing_watched(int fd)
 
 	if (known(fd, INSTANCE))
 		drop_instance(fd);
-	else if (!alone() || busy)
+	else if (!fs_alone() || busy)
 		apply(fd, w);
 	w->op = 0;
 	w->kind = STRANGER;
@@ -359,7 +351,7 @@ void fast_wait_begins_watched(int keeps)
 	else
 		fast_kept = fast_refusals = 0;
 	if (fs_worker) {
-		fs_worker->fast_epoll = alone() ? state : FS_FAST_EPOLL_THREADS;
+		fs_worker->fast_epoll = fs_alone() ? state : FS_FAST_EPOLL_THREADS;
 		fs_worker->merged += merged;
 		merged = 0;
 	}
@@ -367,7 +359,7 @@ void fast_wait_begins_watched(int keeps)
 
 void fast_wait_ends(void)
 {
-	if (busy && alone())
+	if (busy && fs_alone())
 		set_busy(busy - 1);
 }
 

@@ -134,6 +134,13 @@ static inline void wait_begins(int blocks)
 	}
 }
 
+static inline void epoll_wait_begins(int epfd, int blocks)
+{
+	fs_last_epfd = epfd;
+	wait_begins(blocks);
+	fast_wait_begins(!blocks);
+}
+
 static inline void wait_ends(void)
 {
 	fast_wait_ends();
@@ -145,9 +152,7 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
 {
 	int result;
 
-	fs_last_epfd = epfd;
-	wait_begins(timeout != 0);
-	fast_wait_begins(timeout == 0);
+	epoll_wait_begins(epfd, timeout != 0);
 	do
 		if (fast_refused())
 			result = fast_wait_refused(epfd, events, max);
@@ -165,9 +170,7 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
 {
 	int result;
 
-	fs_last_epfd = epfd;
-	wait_begins(timeout != 0);
-	fast_wait_begins(timeout == 0);
+	epoll_wait_begins(epfd, timeout != 0);
 	do
 		if (fast_refused())
 			result = fast_wait_refused(epfd, events, max);
@@ -185,9 +188,7 @@ EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max,
 {
 	int result;
 
-	fs_last_epfd = epfd;
-	wait_begins(blocks_for(timeout));
-	fast_wait_begins(!blocks_for(timeout));
+	epoll_wait_begins(epfd, blocks_for(timeout));
 	do
 		result = fast_refused() ? fast_wait_refused(epfd, events, max) :
 					  NEXT(epoll_pwait2)(epfd, events, max, timeout, mask);

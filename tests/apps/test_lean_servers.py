@@ -77,7 +77,7 @@ def test_off_means_off(tmp_path: Path) -> None:
     with Application(SERVERS["demo"](tmp_path), PORT, options=["--lean", "off"]) as app:
         for _ in range(100):
             get()
-        assert typical_segments(get, COUNTED) >= 10
+        assert segments(get, COUNTED) >= 10
         assert {means["state"] for means in lean_state(app).values()} == {"off"}
 
 
@@ -101,7 +101,7 @@ def test_without_keeper(tmp_path: Path) -> None:
         with Application(command, PORT, accelerated=False, environment=variables) as app:
             for _ in range(200):
                 get()
-            assert least <= typical_segments(get, COUNTED) <= most
+            assert least <= segments(get, COUNTED) <= most
             app.process.terminate()
             app.process.wait()
 

@@ -2,7 +2,6 @@
 """`fastsocket run -- CMD`: start a server accelerated."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -89,21 +88,19 @@ def command(
         known = load_profile(profile)
         parameters = checked(known.parameters, f"profile {profile}", parameters)
         cmd = tuple(known.command(cmd))
-    flags: dict[str, Any] = {}
-    if listen_spawn is not None:
-        flags["enable_listen_spawn"] = listen_spawn
-    if lean is not None:
-        flags["lean"] = lean
-    if defer_accept is not None:
-        flags["defer_accept"] = int(defer_accept)
-    if fast_open is not None:
-        flags["fast_open"] = int(fast_open)
-    if batch is not None:
-        flags["batch"] = int(batch)
-    if busy_poll is not None:
-        flags["busy_poll_us"] = busy_poll
-    if receive_flow_deliver is not None:
-        flags["enable_receive_flow_deliver"] = int(receive_flow_deliver)
-    if fast_epoll is not None:
-        flags["enable_fast_epoll"] = int(fast_epoll)
+    given = {
+        "enable_listen_spawn": listen_spawn,
+        "enable_receive_flow_deliver": receive_flow_deliver,
+        "enable_fast_epoll": fast_epoll,
+        "lean": lean,
+        "defer_accept": defer_accept,
+        "fast_open": fast_open,
+        "batch": batch,
+        "busy_poll_us": busy_poll,
+    }
+    flags = {
+        name: int(value) if isinstance(value, bool) else value
+        for name, value in given.items()
+        if value is not None
+    }
     launch(cmd, checked(flags, "the command line", parameters), local_fast_path)

@@ -68,6 +68,11 @@ class Event(ctypes.Structure):
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
 
 
+def address_of(name: str) -> bytes:
+    """struct sockaddr_un of a name without a file."""
+    return struct.pack("=H", socket.AF_UNIX) + name.encode()
+
+
 def told(result: int) -> int | str:
     return errno.errorcode[ctypes.get_errno()] if result < 0 else result
 
@@ -104,17 +109,17 @@ class World:
 
     def listen(self, each: int) -> Any:
         fd = self.fds[each]
-        address = struct.pack("=H", socket.AF_UNIX) + f"\0{LISTENING[1:]}-{fd}".encode()
+        address = address_of(f"{LISTENING}-{fd}")
         return [told(libc.bind(fd, address, len(address))), told(libc.listen(fd, 1))]
 
-    def connect(self, each: int) -> str:
+    def connect(self, each: int) -> Any:
         """A new connection, which this process opens, of a socket that is there or not."""
         if self.clients[each]:
             return "open"
         self.socket(each)
-        address = struct.pack("=H", socket.AF_UNIX) + LISTENING.encode()
-        if libc.connect(self.fds[each], address, len(address)) < 0:
-            return errno.errorcode[ctypes.get_errno()]
+        address = address_of(LISTENING)
+        if (result := libc.connect(self.fds[each], address, len(address))) < 0:
+            return told(result)
         libc.fcntl(self.fds[each], fcntl.F_SETFL, os.O_NONBLOCK)
         self.clients[each] = self.listener.accept()[0]
         return "connected"
