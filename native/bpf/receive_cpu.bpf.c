@@ -12,6 +12,7 @@
 #include "flow.h"
 #include "kernel.h"
 #include "steer.h"
+#include "steer_queue.h"
 
 #define FAMILY_IPV4 2
 #define FAMILY_IPV6 10
@@ -51,6 +52,7 @@ int receive_cpu(__u64 *args)
 	__s32 index, *known;
 	__s64 key;
 
+	queue_read(cpu);
 	if (cpu >= STEER_MAX_CPUS)
 		return 0;
 	index = steer_settings.index[cpu];

@@ -17,6 +17,7 @@
 #include "flow.h"
 #include "packet.h"
 #include "steer.h"
+#include "steer_queue.h"
 
 #define MAX_LENGTH 0xfffff /* 1 MiB: more than any packet, BIG TCP included */
 #define TCP_LISTENING 10
@@ -28,7 +29,7 @@ struct {
 	__uint(max_entries, STEER_MAX_CPUS);
 	__type(key, __u32);
 	__type(value, struct bpf_cpumap_val);
-} cpus SEC(".maps");
+} cpus SEC(".maps"), batch SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -272,12 +273,23 @@ static inlined int leave(__u32 way, __s64 verdict, int action)
 	return action;
 }
 
+/* Hands the packet to a thread of `cpu`; false if none takes it. */
+static inlined bool send(struct steer_queue *queue, __u32 cpu)
+{
+	if ((queue_is_prompt(queue) || bpf_redirect_map(&batch, cpu, XDP_PASS) != XDP_REDIRECT) &&
+	    bpf_redirect_map(&cpus, cpu, XDP_PASS) != XDP_REDIRECT)
+		return false;
+	queue_sent(queue);
+	return true;
+}
+
 SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
 	struct cursor cursor = {(void *)(long)ctx->data, (void *)(long)ctx->data_end};
 	struct packet p = {.ctx = ctx, .length = cursor.end - cursor.at};
 	__s64 verdict;
+	struct steer_queue *queue;
 	__u32 index, cpu;
 	int way;
 
@@ -299,9 +311,12 @@ int steer(struct xdp_md *ctx)
 	if (index >= STEER_MAX_CPUS)
 		return leave(STEER_NO_CPU, verdict, XDP_PASS);
 	cpu = steer_settings.number[index];
-	if (cpu == bpf_get_smp_processor_id())
+	queue = bpf_map_lookup_elem(&queues, &cpu);
+	if (!queue)
+		return leave(STEER_UNREACHABLE, verdict, XDP_PASS);
+	if (cpu == bpf_get_smp_processor_id() && !queue_is_awaited(queue))
 		return leave(STEER_HERE, verdict, XDP_PASS);
-	if (bpf_redirect_map(&cpus, cpu, XDP_PASS) != XDP_REDIRECT)
+	if (!send(queue, cpu))
 		return leave(STEER_UNREACHABLE, verdict, XDP_PASS);
 	return leave(STEER_REDIRECTED, verdict, XDP_REDIRECT);
 }

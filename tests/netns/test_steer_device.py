@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Rules on veth devices: attach, steer, exchange under load, refuse, detach."""
 
-import ctypes
 import json
 import os
 import socket
@@ -9,7 +8,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,104 +18,14 @@ from fastsocket.bpf.libbpf import BpfObject, possible_cpus
 from fastsocket.cli.steer import command
 from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
 from fastsocket.steer import device, kernel, pins
-from fastsocket.steer.check import parse_rule
-from fastsocket.steer.compile import CompiledRule, compile_rule
+from fastsocket.steer.compile import compile_rule
 from fastsocket.steer.cpus import online_cpus
 from fastsocket.steer.library import find_rule
 from fastsocket.steer.probe import generic_redirect_works
 from fastsocket.steer.program import write_table
+from tests.netns.steer_tools import PEER, Traffic, arrive, ip, rule, total
 
 pytestmark = pytest.mark.netns
-
-PEER = "fsteer-peer"
-CLONE_NEWNET = 0x40000000
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-@pytest.fixture
-def veth() -> Iterator[str]:
-    """A device in a network namespace of this thread; its other end, 10.9.0.2, is in PEER."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    ip("netns", "add", PEER)
-    try:
-        assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        ip("link", "add", "fs.0", "type", "veth", "peer", "name", "fs1", "netns", PEER)
-        for inside, name, number in ((False, "fs.0", 1), (True, "fs1", 2)):
-            where = ("-n", PEER) if inside else ()
-            ip(*where, "addr", "add", f"10.9.0.{number}/24", "dev", name)
-            ip(*where, "addr", "add", f"fd09::{number}/64", "dev", name, "nodad")
-            ip(*where, "link", "set", name, "up")
-        # The kernel takes its time to see that the link is up; until then it drops.
-        while not (arrive(1) and arrive(1, target="fd09::1")):
-            pass
-        yield "fs.0"
-    finally:
-        for place in pins.all_places():
-            device.detach(pins.Note.read(place).device)
-        libc.setns(home, CLONE_NEWNET)
-        os.close(home)
-        ip("netns", "del", PEER)
-
-
-def rule(source: str, cpus: int | None = None) -> CompiledRule:
-    return compile_rule(parse_rule(source, Path("test.py")), cpus or len(online_cpus()))
-
-
-SENDER = """
-import socket, sys, time
-target, port, count, size, pause = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
-sender = socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_DGRAM)
-sender.bind(("", 7777))
-sender.connect((target, port))
-for _ in range(count):
-    sender.send(bytes(size))
-    time.sleep(pause)
-"""
-
-
-class Traffic:
-    """Datagrams from PEER to this namespace."""
-
-    def __init__(self, count: int, size: int = 10, target: str = "10.9.0.1", pause: float = 0):
-        family = socket.AF_INET6 if ":" in target else socket.AF_INET
-        self.count = count
-        self.receiver = socket.socket(family, socket.SOCK_DGRAM)
-        self.receiver.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
-        self.receiver.bind((target, 0))
-        # Only a connected socket notes the CPU of what it receives.
-        self.receiver.connect((target[:-1] + "2", 7777))
-        self.receiver.settimeout(2)
-        words = map(str, (target, self.receiver.getsockname()[1], count, size, pause))
-        self.sender = subprocess.Popen(
-            ["ip", "netns", "exec", PEER, sys.executable, "-c", SENDER, *words]
-        )
-
-    def received(self) -> tuple[int, set[int]]:
-        """Wait for the sender; return how many came and the CPUs that took them in."""
-        assert self.sender.wait(30) == 0
-        cpus, count = set(), 0
-        with self.receiver:
-            while count < self.count:
-                try:
-                    self.receiver.recv(65536)
-                except TimeoutError:
-                    break
-                cpus.add(self.receiver.getsockopt(socket.SOL_SOCKET, 49))  # SO_INCOMING_CPU
-                count += 1
-        return count, cpus
-
-
-def arrive(count: int, size: int = 10, target: str = "10.9.0.1") -> bool:
-    """Whether all of `count` datagrams arrive."""
-    return Traffic(count, size, target).received()[0] == count
-
-
-def total(*ways: str) -> int:
-    return sum(device.status()[0].exits[way] for way in ways)
 
 
 def test_every_packet_goes_to_the_cpu_of_the_rule(veth: str) -> None:
@@ -224,7 +132,8 @@ def test_a_mode_is_not_exchanged(veth: str) -> None:
 def test_a_foreign_program_is_refused_and_left_alone(veth: str) -> None:
     compiled = rule("def rule(pkt, cpus):\n return PASS\n")
     foreign = BpfObject(compiled.object)
-    foreign.resize_map("cpus", possible_cpus())
+    for name in ("cpus", "batch"):
+        foreign.resize_map(name, possible_cpus())
     foreign.load()
     index = device.device_index(veth)
     link = kernel.xdp_link(foreign.program("steer").fd, index, 0)

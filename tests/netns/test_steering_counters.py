@@ -6,19 +6,19 @@ import subprocess
 import sys
 
 import pytest
-from test_steer_device import PEER, arrive, ip, rule, veth  # noqa: F401  # veth is a fixture
 
 from fastsocket.errors import ConflictError
 from fastsocket.observe.steering import steering_counters
 from fastsocket.steer import device
 from fastsocket.steer.cpus import online_cpus
+from tests.netns.steer_tools import PEER, arrive, ip, rule
 
 pytestmark = pytest.mark.netns
 
 SOURCE = "SEEN = counter()\n\n\ndef rule(pkt, cpus):\n    SEEN.add(1)\n    return PASS\n"
 
 
-def test_packets_by_way_out_and_own_counters(veth: str) -> None:  # noqa: F811
+def test_packets_by_way_out_and_own_counters(veth: str) -> None:
     assert steering_counters() == {}
     device.attach(rule(SOURCE), veth, online_cpus())
     # The rule is not asked about packets whose checksum is left to hardware.

@@ -13,7 +13,7 @@ import pytest
 from fastsocket.host import slices
 from fastsocket.native import native_file
 from fastsocket.steer.language import FIELDS, LIMITS, SLOTS
-from fastsocket.steer.layout import MAX_CPUS, Exit, Settings, State
+from fastsocket.steer.layout import MAX_CPUS, Exit, Queue, Settings, State
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +34,8 @@ def named(types: list[dict[str, object]], kind: str, name: str) -> dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("structure", "name"), [(Settings, "steer_settings"), (State, "steer_state")]
+    ("structure", "name"),
+    [(Settings, "steer_settings"), (State, "steer_state"), (Queue, "steer_queue")],
 )
 def test_structures(types: list[dict[str, object]], structure: type, name: str) -> None:
     found = named(types, "STRUCT", name)

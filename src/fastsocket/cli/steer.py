@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fastsocket.errors import UsageError
+from fastsocket.host.cpulist import format_list
 from fastsocket.host.slices import local_slices
 from fastsocket.steer import device
 from fastsocket.steer.compile import compile_rule
@@ -180,10 +181,13 @@ def status(as_json: bool) -> None:
         lines += [f"  {note.why}"] if note.why else []
         lines += [f"  {name:14} {n:12}" for name, n in attachment.exits.items() if n]
         lines += [f"  counter {name}: {n}" for name, n in attachment.counters.items()]
+        if attachment.prompt:
+            busy = format_list(attachment.prompt)
+            lines += [f"  interrupts CPU {busy} for now: packets waited too long there"]
     document = {
         "devices": [
             {"device": a.note.device, "rule": a.note.rule, "mode": a.note.mode, "why": a.note.why,
-             "cpus": a.note.cpus, "exits": a.exits, "counters": a.counters,
+             "cpus": a.note.cpus, "exits": a.exits, "counters": a.counters, "prompt": a.prompt,
              "tables": {t.name: t.kind for t in a.note.tables}}
             for a in found
         ]

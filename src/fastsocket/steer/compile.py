@@ -21,7 +21,9 @@ __all__ = ["CompiledRule", "compile_rule"]
 _MANY_BRANCHES = 32
 """From so many branches on, compile carefully at once; else only if the verifier gives up."""
 
-_KEPT = frozenset({"steer", "LICENSE", "cpus", "exits", "steer_settings", "steer_state"})
+_KEPT = frozenset(
+    {"steer", "LICENSE", "cpus", "batch", "queues", "exits", "steer_settings", "steer_state"}
+)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from fastsocket.bpf.libbpf import BpfError, Map
 from fastsocket.errors import ConflictError, MissingFeatureError, UsageError
+from fastsocket.host.cpulist import format_list
 from fastsocket.host.slices import BLOCKS
 from fastsocket.steer import kernel, pins
 from fastsocket.steer.compile import CompiledRule
 from fastsocket.steer.feed import pin_feed
 from fastsocket.steer.language import Table, TableKind
-from fastsocket.steer.layout import Exit
+from fastsocket.steer.layout import Exit, Queue
 from fastsocket.steer.library import is_built_in
 from fastsocket.steer.pins import Note
 from fastsocket.steer.probe import generic_redirect_works
@@ -54,11 +55,13 @@ class Attachment:
         note: What it is.
         exits: Packets by way out.
         counters: The rule's counters.
+        prompt: CPUs that packets interrupt for now, as they waited too long there.
     """
 
     note: Note
     exits: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    prompt: tuple[int, ...] = ()
 
 
 def device_index(device: str) -> int:
@@ -136,12 +139,11 @@ def attach(
         )
         aside = pins.build(program, place)
         try:
-            if is_built_in(compiled.rule, "receive_cpu"):
-                pin_feed(program, cpus, aside)
+            reasons = _shortcomings(program, aside)
             if _own_program(place)[1] == index:
                 note = _exchange(program, device, place, aside, mode)
             else:
-                note = _link(program, device, index, aside, mode)
+                note = _link(program, device, index, aside, mode, reasons)
             pins.swap(aside, place)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -223,7 +225,18 @@ def _attachment(place: Path) -> Attachment:
             kept = pins.open_map(place, table)
             counters[table.name] = per_cpu_sum(kept, table.slot)
             kept.close()
-    return Attachment(note, counted, counters)
+    return Attachment(note, counted, counters, _prompt(place, note))
+
+
+def _prompt(place: Path, note: Note) -> tuple[int, ...]:
+    if not (place / "queues").exists():  # attached by a version that had none
+        return ()
+    queues = pins.open_map(place, own="queues")
+    try:
+        found = {cpu: queues.lookup(struct.pack("=I", cpu)) for cpu in note.cpus}
+    finally:
+        queues.close()
+    return tuple(cpu for cpu, raw in found.items() if raw and Queue.from_buffer_copy(raw).prompt)
 
 
 def _own_program(place: Path) -> tuple[int, int]:
@@ -274,9 +287,37 @@ def _exchange(
     return note
 
 
-def _link(program: SteerProgram, device: str, index: int, aside: Path, mode: str | None) -> Note:
-    """Attach `program` by a new link."""
+def _shortcomings(program: SteerProgram, aside: Path) -> list[str]:
+    """Feed `program`, and return what is less than it could be on this kernel.
+
+    Raises:
+        BpfError: The rule receive_cpu is nothing without its feed.
+    """
     reasons = [] if program.frags else ["this kernel's XDP handles no packets of several buffers"]
+    if program.prompt:
+        reasons.append(
+            f"packets interrupt CPU {format_list(program.prompt)}: "
+            "the threads there could not be found, or may not be scheduled"
+        )
+    try:
+        pin_feed(program, aside)
+    except BpfError as error:
+        if is_built_in(program.rule, "receive_cpu"):
+            raise
+        reasons.append(f"readers count as computing: {os.strerror(error.errno).lower()}")
+    return reasons
+
+
+def _link(
+    program: SteerProgram,
+    device: str,
+    index: int,
+    aside: Path,
+    mode: str | None,
+    shortcomings: Sequence[str],
+) -> Note:
+    """Attach `program` by a new link."""
+    reasons = [*shortcomings]
     wanted = (mode,) if mode else tuple(_MODES)
     for name in wanted:
         if name == "generic" and not generic_redirect_works():

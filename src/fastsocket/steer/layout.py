@@ -4,7 +4,7 @@
 import ctypes
 from enum import IntEnum
 
-__all__ = ["MAX_CPUS", "Exit", "Settings", "State"]
+__all__ = ["MAX_CPUS", "Exit", "Queue", "Settings", "State"]
 
 MAX_CPUS = 1024
 
@@ -40,6 +40,25 @@ class Settings(ctypes.Structure):
         ("veth", ctypes.c_uint32),
         ("number", ctypes.c_uint16 * MAX_CPUS),
         ("index", ctypes.c_int16 * MAX_CPUS),
+    )
+
+
+class Queue(ctypes.Structure):
+    """struct steer_queue: what is on its way to one CPU; times in ns of CLOCK_MONOTONIC."""
+
+    _fields_ = (
+        ("sent", ctypes.c_uint64),
+        ("since", ctypes.c_uint64),
+        ("prompt", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32 * 11),
+        ("taken", ctypes.c_uint64),
+        ("took", ctypes.c_uint64),
+        ("until", ctypes.c_uint64),
+        ("pause", ctypes.c_uint64),
+        ("turned", ctypes.c_uint64),
+        ("late", ctypes.c_uint64),
+        ("read", ctypes.c_uint64),
+        ("unused_too", ctypes.c_uint64),
     )
 
 

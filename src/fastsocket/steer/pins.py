@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What an attached rule leaves in the BPF file system, so that later commands find it.
 
-    /sys/fs/bpf/fastsocket/steer/DEVICE@NETNS/{note, link, program, exits, counters, tables/NAME}
+    /sys/fs/bpf/fastsocket/steer/DEVICE@NETNS/
+        {note, link, program, exits, queues, counters, tables/NAME}
 
 NETNS is the number of the network namespace. `note` is a symbolic link whose target is JSON: that
 file system holds no files of text. Folders are built aside and renamed into place.
 """
 
+import ctypes
 import fcntl
 import json
 import os
@@ -21,6 +23,7 @@ from fastsocket.bpf.libbpf import Map
 from fastsocket.errors import FastsocketError, MissingFeatureError, UsageError
 from fastsocket.steer import bpffs, kernel
 from fastsocket.steer.language import Table, TableKind
+from fastsocket.steer.layout import Queue
 from fastsocket.steer.program import SteerProgram
 
 __all__ = [
@@ -37,7 +40,7 @@ __all__ = [
 ROOT = bpffs.PLACE / "fastsocket/steer"
 LOCK = Path("/run/fastsocket-steer.lock")
 _NOTE_BYTES = 4000
-_OWN_MAPS = {"exits": 8, "counters": 8}
+_OWN_MAPS = {"exits": 8, "counters": 8, "queues": ctypes.sizeof(Queue)}
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def build(program: SteerProgram, place: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "tables").mkdir(parents=True)
     kernel.pin(program.program.fd, aside / "program")
-    kernel.pin(program.system_map("exits").fd, aside / "exits")
+    for own in ("exits", "queues"):
+        kernel.pin(program.system_map(own).fd, aside / own)
     for name, table in program.rule.tables.items():
         if table.kind != TableKind.COUNTER:
             kernel.pin(program.map(name).fd, aside / "tables" / name)
@@ -196,7 +200,7 @@ def swap(aside: Path, place: Path) -> None:
 
 
 def open_map(place: Path, table: Table | None = None, own: str = "") -> Map:
-    """Open a table of the rule at `place`, or the map `own` (``exits`` or ``counters``).
+    """Open a table of the rule at `place`, or the map `own` (``exits``, ``queues``, ``counters``).
 
     Raises:
         BpfError: It is gone, or may not be opened.

@@ -8,12 +8,15 @@ from types import TracebackType
 from typing import Self
 
 from fastsocket.bpf.libbpf import BpfError, BpfObject, Map, Program, possible_cpus
+from fastsocket.bpf.objects import map_info
 from fastsocket.errors import FastsocketError, UsageError
+from fastsocket.native import native_file
 from fastsocket.steer.check import Rule
 from fastsocket.steer.compile import CompiledRule, compile_rule
 from fastsocket.steer.kernel import BPF_MAP_TYPE_LRU_HASH, allow_frags, set_map_type
 from fastsocket.steer.language import VALUE, Table, TableKind
 from fastsocket.steer.layout import MAX_CPUS, Exit, Settings, State
+from fastsocket.steer.threads import schedule_batch
 
 __all__ = ["SteerProgram", "per_cpu_sum", "read_table", "settings_for", "write_table"]
 
@@ -63,6 +66,7 @@ class SteerProgram:
 
     Attributes:
         frags: Whether packets of several buffers (jumbo frames) are handled by this kernel.
+        prompt: CPUs that packets always interrupt, as their threads could not be made to wait.
 
     Raises:
         BpfError: The kernel refuses.
@@ -80,6 +84,7 @@ class SteerProgram:
         self.rule: Rule = compiled.rule
         self.cpus = tuple(cpus)
         self.frags = True
+        self.prompt: frozenset[int] = frozenset()
         self._object = self._load_somehow(compiled, tracing, reuse or {})
         self._state = self._object.map(".bss.steer").mmap(4096, writable=False) if tracing else None
         if not tracing:
@@ -108,7 +113,7 @@ class SteerProgram:
         return self._object.map(self.rule.tables[name].map_name)
 
     def system_map(self, name: str) -> Map:
-        """Return the dispatcher's own map `name`: ``cpus`` or ``exits``."""
+        """Return the dispatcher's own map `name`: ``cpus``, ``batch``, ``queues`` or ``exits``."""
         return self._object.map(name)
 
     def exits(self) -> dict[Exit, int]:
@@ -177,7 +182,8 @@ class SteerProgram:
     ) -> _SteerObject:
         loaded = _SteerObject(compiled.object, self.rule.name)
         try:
-            loaded.resize_map("cpus", min(possible_cpus(), MAX_CPUS))
+            for name in ("cpus", "batch", "queues"):
+                loaded.resize_map(name, min(possible_cpus(), MAX_CPUS))
             for name, table in self.rule.tables.items():
                 loaded.shape(table)
                 if name in reuse:
@@ -192,10 +198,22 @@ class SteerProgram:
             raise
 
     def _open_cpus(self) -> None:
-        """Give each CPU of the set its queue (struct bpf_cpumap_val: size, no program)."""
-        queues = self._object.map("cpus")
-        for number in self.cpus:
-            queues.update(struct.pack("=I", number), struct.pack("=Ii", _QUEUE, 0))
+        """Give each CPU of the set its threads (struct bpf_cpumap_val: size, program)."""
+        with BpfObject(native_file("steer_taken.bpf.o")) as counting:
+            counting.reuse_map("queues", self._object.map("queues").fd)
+            if self.frags:
+                allow_frags(counting.program("steer_taken").handle)
+            counting.load()
+            value = struct.pack("=Ii", _QUEUE, counting.program("steer_taken").fd)
+            for name in ("cpus", "batch"):
+                threads = self._object.map(name)
+                for number in self.cpus:
+                    threads.update(struct.pack("=I", number), value)
+        batch = self._object.map("batch")
+        waiting = schedule_batch(map_info(batch.fd).number, self.cpus)
+        self.prompt = frozenset(self.cpus) - waiting
+        for number in self.prompt:
+            batch.delete(struct.pack("=I", number))
 
 
 def per_cpu_sum(counts: Map, index: int) -> int:
