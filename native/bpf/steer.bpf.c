@@ -182,7 +182,7 @@ inlined __s64 field_listening(const struct packet *p)
 	{                                                                                 \
 		__s32 *value = array_##n##_at(index);                                     \
 		if (value)                                                                \
-			__sync_fetch_and_add(value, number);                              \
+			__atomic_fetch_add(value, number, __ATOMIC_RELAXED);              \
 	}
 
 #define PREFIXES(n)                                                                   \

@@ -47,16 +47,16 @@ struct steer_state {
 struct steer_queue {
 	__u64 sent; /* packets, to either thread */
 	__u64 since; /* ns: when a packet was sent, and none was taken since; or 0 */
-	__u32 prompt; /* packets go to the thread that runs at once */
+	__u32 prompt; /* packets go to the second thread */
 	__u32 unused[11];
 	__u64 taken; /* packets, by either thread */
-	__u64 took; /* ns: when it was the first after a while */
-	__u64 until; /* ns: till when packets shall be taken at once; or 0 */
+	__u64 least; /* packets: the fewest that were on their way since `window` */
+	__u64 window; /* ns */
+	__u64 until; /* ns: till when packets shall go to the second thread; or 0 */
 	__u64 pause; /* ns: how long that lasts */
 	__u64 turned; /* ns: when `until` was set, or set to 0 */
 	__u64 late; /* how often packets waited too long of late */
 	__u64 read; /* ns: when an application read from a TCP connection there */
-	__u64 unused_too;
 };
 
 /* Key of a `prefixes` table: struct bpf_lpm_trie_key with a 16-byte address. */

@@ -138,9 +138,9 @@ def attach(
     note = device.attach(compiled, interface, chosen, mode).note
     if slices:
         device.fill_slices(interface, slices.table(chosen))
-    document = {"device": interface, "rule": note.rule, "mode": note.mode, "why": note.why,
+    document = {"device": interface, "rule": note.rule, "mode": note.mode, "why": note.reasons,
                 "cpus": note.cpus, "attached": True}  # fmt: skip
-    because = f" ({note.why})" if note.why else ""
+    because = f" ({note.reasons})" if note.reasons else ""
     _print(
         as_json,
         document,
@@ -178,7 +178,7 @@ def status(as_json: bool) -> None:
         note = attachment.note
         cpus = ",".join(map(str, note.cpus))
         lines.append(f"{note.device}: {note.rule}, {note.mode} mode, CPUs {cpus}")
-        lines += [f"  {note.why}"] if note.why else []
+        lines += [f"  {note.reasons}"] if note.reasons else []
         lines += [f"  {name:14} {n:12}" for name, n in attachment.exits.items() if n]
         lines += [f"  counter {name}: {n}" for name, n in attachment.counters.items()]
         if attachment.prompt:
@@ -186,9 +186,9 @@ def status(as_json: bool) -> None:
             lines += [f"  interrupts CPU {busy} for now: packets waited too long there"]
     document = {
         "devices": [
-            {"device": a.note.device, "rule": a.note.rule, "mode": a.note.mode, "why": a.note.why,
-             "cpus": a.note.cpus, "exits": a.exits, "counters": a.counters, "prompt": a.prompt,
-             "tables": {t.name: t.kind for t in a.note.tables}}
+            {"device": a.note.device, "rule": a.note.rule, "mode": a.note.mode,
+             "why": a.note.reasons, "cpus": a.note.cpus, "exits": a.exits, "prompt": a.prompt,
+             "counters": a.counters, "tables": {t.name: t.kind for t in a.note.tables}}
             for a in found
         ]
     }  # fmt: skip

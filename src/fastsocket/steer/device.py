@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -139,11 +140,11 @@ def attach(
         )
         aside = pins.build(program, place)
         try:
-            reasons = _shortcomings(program, aside)
+            lacks = _shortcomings(program, aside)
             if _own_program(place)[1] == index:
-                note = _exchange(program, device, place, aside, mode)
+                note = _exchange(program, device, place, aside, mode, lacks)
             else:
-                note = _link(program, device, index, aside, mode, reasons)
+                note = _link(program, device, index, aside, mode, lacks)
             pins.swap(aside, place)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -236,7 +237,12 @@ def _prompt(place: Path, note: Note) -> tuple[int, ...]:
         found = {cpu: queues.lookup(struct.pack("=I", cpu)) for cpu in note.cpus}
     finally:
         queues.close()
-    return tuple(cpu for cpu, raw in found.items() if raw and Queue.from_buffer_copy(raw).prompt)
+    now = time.monotonic_ns()
+    return tuple(
+        cpu
+        for cpu, raw in found.items()
+        if raw and (queue := Queue.from_buffer_copy(raw)).prompt and queue.until > now
+    )
 
 
 def _own_program(place: Path) -> tuple[int, int]:
@@ -267,7 +273,7 @@ def _kept_tables(compiled: CompiledRule, place: Path, stack: ExitStack) -> dict[
 
 
 def _exchange(
-    program: SteerProgram, device: str, place: Path, aside: Path, mode: str | None
+    program: SteerProgram, device: str, place: Path, aside: Path, mode: str | None, lacks: str
 ) -> Note:
     """Let the link at `place` run `program` from the next packet on."""
     old = Note.read(place)
@@ -276,7 +282,7 @@ def _exchange(
             f"{device} has the rule {old.rule} in {old.mode} mode", "a mode cannot be exchanged",
             f"run 'fastsocket steer detach -i {device}' first",
         )  # fmt: skip
-    note = _note(program, device, old.mode, old.why)
+    note = _note(program, device, old.mode, old.why, lacks)
     note.write(aside)
     link = kernel.open_pin(place / "link")
     try:
@@ -287,8 +293,8 @@ def _exchange(
     return note
 
 
-def _shortcomings(program: SteerProgram, aside: Path) -> list[str]:
-    """Feed `program`, and return what is less than it could be on this kernel.
+def _shortcomings(program: SteerProgram, aside: Path) -> str:
+    """Feed `program`, and return what is less than it could be on this kernel; or nothing.
 
     Raises:
         BpfError: The rule receive_cpu is nothing without its feed.
@@ -305,19 +311,14 @@ def _shortcomings(program: SteerProgram, aside: Path) -> list[str]:
         if is_built_in(program.rule, "receive_cpu"):
             raise
         reasons.append(f"readers count as computing: {os.strerror(error.errno).lower()}")
-    return reasons
+    return "; ".join(reasons)
 
 
 def _link(
-    program: SteerProgram,
-    device: str,
-    index: int,
-    aside: Path,
-    mode: str | None,
-    shortcomings: Sequence[str],
+    program: SteerProgram, device: str, index: int, aside: Path, mode: str | None, lacks: str
 ) -> Note:
     """Attach `program` by a new link."""
-    reasons = [*shortcomings]
+    reasons: list[str] = []
     wanted = (mode,) if mode else tuple(_MODES)
     for name in wanted:
         if name == "generic" and not generic_redirect_works():
@@ -337,7 +338,7 @@ def _link(
         if name == "native" and driver_of(device) == "veth":
             reasons.append(_VETH)
         try:
-            note = _note(program, device, name, "; ".join(reasons))
+            note = _note(program, device, name, "; ".join(reasons), lacks)
             note.write(aside)
             kernel.pin(link, aside / "link")
         finally:
@@ -348,6 +349,6 @@ def _link(
     )
 
 
-def _note(program: SteerProgram, device: str, mode: str, why: str) -> Note:
+def _note(program: SteerProgram, device: str, mode: str, why: str, lacks: str) -> Note:
     tables = tuple(program.rule.tables.values())
-    return Note(device, program.rule.name, mode, why, program.cpus, tables)
+    return Note(device, program.rule.name, mode, why, program.cpus, tables, lacks)

@@ -52,13 +52,13 @@ class Queue(ctypes.Structure):
         ("prompt", ctypes.c_uint32),
         ("unused", ctypes.c_uint32 * 11),
         ("taken", ctypes.c_uint64),
-        ("took", ctypes.c_uint64),
+        ("least", ctypes.c_uint64),
+        ("window", ctypes.c_uint64),
         ("until", ctypes.c_uint64),
         ("pause", ctypes.c_uint64),
         ("turned", ctypes.c_uint64),
         ("late", ctypes.c_uint64),
         ("read", ctypes.c_uint64),
-        ("unused_too", ctypes.c_uint64),
     )
 
 

@@ -51,9 +51,10 @@ class Note:
         device: Name of the device when it was attached.
         rule: Name of the rule.
         mode: ``native`` or ``generic``.
-        why: What is less than it could be, and why; or empty.
+        why: Why this mode, and what it cannot do; or empty.
         cpus: The CPU set.
         tables: Tables and counters, without what they started with.
+        lacks: What else is less than it could be, and why; or empty.
     """
 
     device: str
@@ -62,6 +63,12 @@ class Note:
     why: str
     cpus: tuple[int, ...]
     tables: tuple[Table, ...]
+    lacks: str = ""
+
+    @property
+    def reasons(self) -> str:
+        """All that is less than it could be, and why; or empty."""
+        return "; ".join(filter(None, (self.lacks, self.why)))
 
     def write(self, folder: Path) -> None:
         """Keep the note in `folder`.

@@ -56,7 +56,7 @@ def _try(cpus: tuple[int, ...], found: list[bool]) -> None:
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-            SteerProgram(compiled, cpus) as program,
+            SteerProgram(compiled, cpus, wait=False) as program,
         ):
             _bring_up(receiver)
             link = kernel.xdp_link(

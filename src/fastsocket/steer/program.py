@@ -63,6 +63,7 @@ class SteerProgram:
         tracing: Keep each result for `trace` and redirect nothing, as test runs do.
         reuse: Descriptors of maps to take over, by the table's name in the rule.
         veth: The device is a veth: leave packets alone whose checksum is not finished.
+        wait: Packets wait until what runs on their CPU sleeps, where that is possible.
 
     Attributes:
         frags: Whether packets of several buffers (jumbo frames) are handled by this kernel.
@@ -79,8 +80,9 @@ class SteerProgram:
         tracing: bool = False,
         reuse: Mapping[str, int] | None = None,
         veth: bool = False,
+        wait: bool = True,
     ) -> None:
-        self._veth = veth
+        self._veth, self._wait = veth, wait
         self.rule: Rule = compiled.rule
         self.cpus = tuple(cpus)
         self.frags = True
@@ -210,7 +212,7 @@ class SteerProgram:
                 for number in self.cpus:
                     threads.update(struct.pack("=I", number), value)
         batch = self._object.map("batch")
-        waiting = schedule_batch(map_info(batch.fd).number, self.cpus)
+        waiting = schedule_batch(map_info(batch.fd).number, self.cpus if self._wait else ())
         self.prompt = frozenset(self.cpus) - waiting
         for number in self.prompt:
             batch.delete(struct.pack("=I", number))

@@ -9,6 +9,8 @@ from pathlib import Path
 __all__ = ["schedule_batch"]
 
 _PROC = Path("/proc")
+_KTHREADD = b"2"
+"""The parent of the kernel's threads."""
 
 
 def schedule_batch(map_number: int, cpus: Collection[int]) -> frozenset[int]:
@@ -23,15 +25,18 @@ def schedule_batch(map_number: int, cpus: Collection[int]) -> frozenset[int]:
         The CPUs whose threads do so. Others could not be found, as in a namespace of processes, or
         the kernel refuses.
     """
-    wanted = {f"cpumap/{cpu}/map:{map_number}": cpu for cpu in cpus}
+    wanted = {f"cpumap/{cpu}/map:{map_number}".encode(): cpu for cpu in cpus}
     done = set()
     # The newest processes first: these threads have just begun.
     for pid in sorted((int(d.name) for d in _PROC.iterdir() if d.name.isdigit()), reverse=True):
         if not wanted:
             break
         with suppress(OSError):
-            cpu = wanted.pop((_PROC / str(pid) / "comm").read_text().rstrip("\n"), None)
-            if cpu is not None:
+            # proc_pid_stat(5): the number, the name in parentheses, the state, the parent.
+            head, _, tail = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")
+            name, parent = head.partition(b"(")[2], tail.split()[1]
+            if parent == _KTHREADD and name in wanted:
+                cpu = wanted.pop(name)
                 os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
                 done.add(cpu)
     return frozenset(done)
