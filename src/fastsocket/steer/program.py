@@ -67,7 +67,7 @@ class SteerProgram:
 
     Attributes:
         frags: Whether packets of several buffers (jumbo frames) are handled by this kernel.
-        prompt: CPUs that packets always interrupt, as their threads could not be made to wait.
+        prompt: CPUs that packets always interrupt, as their threads cannot be made to wait.
 
     Raises:
         BpfError: The kernel refuses.
@@ -207,13 +207,14 @@ class SteerProgram:
                 allow_frags(counting.program("steer_taken").handle)
             counting.load()
             value = struct.pack("=Ii", _QUEUE, counting.program("steer_taken").fd)
-            for name in ("cpus", "batch"):
+            for name in ("cpus", "batch") if self._wait else ("cpus",):
                 threads = self._object.map(name)
                 for number in self.cpus:
                     threads.update(struct.pack("=I", number), value)
+        if not self._wait:
+            return
         batch = self._object.map("batch")
-        waiting = schedule_batch(map_info(batch.fd).number, self.cpus if self._wait else ())
-        self.prompt = frozenset(self.cpus) - waiting
+        self.prompt = frozenset(self.cpus) - schedule_batch(map_info(batch.fd).number, self.cpus)
         for number in self.prompt:
             batch.delete(struct.pack("=I", number))
 
