@@ -52,6 +52,7 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 unfinished;
 	struct xdp_md *ctx;
+	__u32 queue; /* of the device, 16 bits */
 };
 
 struct cursor {

@@ -84,7 +84,7 @@ FIELD(dscp, p->dscp)
 FIELD(fragment, p->fragment)
 FIELD(tcp_flags, p->tcp_flags)
 FIELD(length, p->length)
-FIELD(queue, p->ctx->rx_queue_index & 0xffff)
+FIELD(queue, p->queue)
 FIELD(hash, flow_key(&p->flow) >> 31)
 FIELD(symmetric_hash, flow_key_symmetric(&p->flow) >> 31)
 FIELD(flow, flow_key(&p->flow))
@@ -287,7 +287,14 @@ SEC("xdp")
 int steer(struct xdp_md *ctx)
 {
 	struct cursor cursor = {(void *)(long)ctx->data, (void *)(long)ctx->data_end};
-	struct packet p = {.ctx = ctx, .length = cursor.end - cursor.at};
+	/* The queue is read once, here: from several places LLVM makes one of a pointer into ctx, which the
+	 * verifier refuses.
+	 */
+	struct packet p = {
+		.ctx = ctx,
+		.length = cursor.end - cursor.at,
+		.queue = ctx->rx_queue_index & 0xffff,
+	};
 	__s64 verdict;
 	struct steer_queue *queue;
 	__u32 index, cpu;

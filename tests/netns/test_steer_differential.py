@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastsocket.steer.check import Rule, parse_rule, read_rule
@@ -58,6 +58,7 @@ def test_random_rules_mean_the_same(packets: list[tuple[bytes, dict[str, Any]]])
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+    @example(499024)  # reads pkt.queue in several branches
     @given(st.integers(0, 2**48))
     def one(seed: int) -> None:
         nonlocal evaluations, accepted, refused
